@@ -162,9 +162,8 @@ def _milled(rng: np.random.Generator) -> tuple[Field, Field]:
     """The arcs that a face mill leaves behind, one every feed."""
     angle, cutter = rng.uniform(0, 2 * math.pi), rng.uniform(70, 260)
     sideways = _along(angle + math.pi / 2, rng.uniform(-40, 40), rng.uniform(-40, 40))
-    return _along(angle) + sideways * sideways / (2 * cutter), _mark_table(
-        rng, 0.04, width=4, pitch=rng.uniform(5, 12)
-    )
+    across = _along(angle) + sideways * sideways / (2 * cutter)
+    return across, _mark_table(rng, 0.04, width=4, pitch=rng.uniform(5, 12))
 
 
 _FINISHES: tuple[Callable[[np.random.Generator], tuple[Field, Field]], ...] = (_brushed, _turned, _milled)

@@ -66,9 +66,7 @@ def classifier() -> nn.Sequential:
         *convolution(64, 64),
         *convolution(64, 64, stride=2),
         *convolution(64, 64, stride=2),
-        nn.AdaptiveMaxPool2d(
-            1
-        ),  # is a defect anywhere? its size does not count
+        nn.AdaptiveMaxPool2d(1),  # is a defect anywhere? its size does not count
         nn.Flatten(),
         nn.Linear(64, len(LABELS)),
     )
@@ -90,10 +88,8 @@ def train(network: nn.Sequential, pictures: int) -> None:
         schedule.step()
         running += 0.02 * (float(loss) - running)
         if step % 100 == 0:
-            print(
-                f"{step * BATCH:>7,} pictures  loss {running:.3f}  {time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
+            took = time.monotonic() - begun
+            print(f"{step * BATCH:>7,} pictures  loss {running:.3f}  {took:.0f} s", flush=True)
     network.eval()
 
 

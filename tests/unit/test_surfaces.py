@@ -41,7 +41,7 @@ def test_a_sequence_never_repeats_a_picture() -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, label=labels)
 def test_every_label_makes_a_usable_picture(seed: int, label: str) -> None:
-    """Whatever the seed, a picture has the right shape, is exposed (neither black nor burnt out), and keeps its label."""
+    """Whatever the seed, a picture has its shape, its label, and is neither black nor burnt out."""
     surface = surfaces.generate(np.random.default_rng(seed), label)
     assert surface.label == label
     assert surface.pixels.shape == (surfaces.SIZE, surfaces.SIZE)
@@ -101,7 +101,7 @@ def test_the_graph_is_what_the_manifest_says(session: onnxruntime.InferenceSessi
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_the_model_judges_unseen_parts(session: onnxruntime.InferenceSession, kind: surfaces.Kind) -> None:
-    """On 120 parts that training never saw, in either encoding, the model is right at least nine times in ten."""
+    """On 120 parts that training never saw, in either encoding, at least nine verdicts in ten are right."""
     rng = np.random.default_rng(UNSEEN)
     truth = np.arange(120) % len(surfaces.LABELS)
     images = [surfaces.decode(surfaces.generate(rng, surfaces.LABELS[n], kind).image) for n in truth]
