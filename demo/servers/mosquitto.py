@@ -25,7 +25,7 @@ log_dest stderr
 class Mosquitto(Server):
     """An MQTT 3.1.1 and 5 broker that lets anyone in.
 
-    A stop saves its sessions and retained messages; a kill loses what came after the last save, up to about a second.
+    A stop saves its sessions and retained messages; a kill loses about the last second of them.
 
     `max_inflight`: unacknowledged messages per client and direction (MQTT 5: the Receive Maximum).
     `max_packet_size`: bytes. `extra`: further lines for its configuration file, e.g. an `acl_file`.

@@ -67,12 +67,12 @@ class Postgres(Server):
             await self._initialize()
 
     async def _initialize(self) -> None:
-        """Make the cluster beside its place and move it there whole, so that a half-made one is never used."""
+        """Make the cluster beside its place and move it there whole, so that none is used half-made."""
         home = await asyncio.to_thread(self._home)
         draft = home / "draft"
-        words = ["-D", draft, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
         program = binary("initdb")
-        process = Process("initdb", [program.path, *words], self.log, program.env, self._user)
+        argv = [str(program), "-D", str(draft), "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
+        process = Process("initdb", argv, self.log, user=self._user)
         await process.start()
         try:
             async with asyncio.timeout(INITDB_TIMEOUT):
@@ -83,19 +83,16 @@ class Postgres(Server):
         if status != 0:
             raise StartFailed(f"initdb ended with status {status}; the end of {self.log}:\n{process.tail()}")
         draft.rename(home / "data")
-        if home != self.directory:
-            (self.directory / "data").symlink_to(home / "data")
 
     def _home(self) -> Path:
         """A directory in which the user of the server can make and reach the draft and the data."""
-        if self._user is None:
-            home = self.directory
-        elif reachable(self.directory):
+        if self._user is None or reachable(self.directory):
             home = self.directory
         else:
             home = Path(tempfile.mkdtemp(prefix="backhaul-postgres-", dir=_temporary()))
             home.chmod(0o711)
-        (self.directory / "data").unlink(missing_ok=True)  # a link whose temporary directory is gone
+            (self.directory / "data").unlink(missing_ok=True)  # a link whose temporary directory is gone
+            (self.directory / "data").symlink_to(home / "data")
         draft = home / "draft"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
@@ -107,10 +104,9 @@ class Postgres(Server):
     def _launch(self, port: int) -> Process:
         settings = {"listen_addresses": self.host, "port": str(port)} | self._settings
         words = [word for setting, value in settings.items() for word in ("-c", f"{setting}={value}")]
-        program = binary("postgres")
-        argv = [program.path, "-D", self.data, *words]
+        argv = [str(binary("postgres")), "-D", str(self.data), *words]
         # SIGINT is PostgreSQL's fast shutdown: it ends its clients' sessions and writes a checkpoint.
-        return Process(self.name, argv, self.log, program.env, self._user, stop_signal=signal.SIGINT)
+        return Process(self.name, argv, self.log, user=self._user, stop_signal=signal.SIGINT)
 
     def _ready(self, process: Process) -> bool:
         """By the lock file, as pg_ctl does: the process's own id in line 1, its state in line 8."""
@@ -123,7 +119,8 @@ class Postgres(Server):
     async def _clean(self) -> None:
         link = self.directory / "data"
         if link.is_symlink():
-            await asyncio.to_thread(shutil.rmtree, self.data.parent)
+            if self.data.parent.exists():
+                await asyncio.to_thread(shutil.rmtree, self.data.parent)
             link.unlink()
 
 

@@ -15,6 +15,7 @@ from demo.servers.errors import ServerError, StartFailed
 
 POLL = 0.005  # seconds between looks at a process that is starting or stopping
 WATCH = 0.02  # seconds between looks at one that runs
+KILL_TIMEOUT = 10.0  # seconds; only a process stuck in the kernel takes longer than an instant
 TAIL = 20  # lines of the log that an error shows
 
 _guardian = guardian.Guardian()
@@ -23,8 +24,8 @@ _guardian = guardian.Guardian()
 class Process:
     """A program run as a child of ours, with its output appended to a log file.
 
-    It leads a session of its own, so that Ctrl-C in a terminal reaches only us, who then stop it in our order. It
-    does not outlive us (see `guardian`). It is not bound to an event loop.
+    It leads a session of its own, so that Ctrl-C in a terminal reaches only us, who stop it when we are ready
+    to. It does not outlive us (see `guardian`). It is not bound to an event loop.
 
     `user`: the name of the user it runs as, which takes root; its supplementary groups are dropped.
     `env`: its whole environment; None: ours. `stop_signal`: what asks it to end by itself.
@@ -104,25 +105,27 @@ class Process:
         """
         try:
             async with asyncio.timeout(timeout):
-                while not ready():
-                    if not self.running:
-                        raise StartFailed(self._with_log(f"{self.name} ended with status {self.returncode}"))
-                    await asyncio.sleep(POLL)
+                await _poll(lambda: not self.running or ready(), POLL)
         except TimeoutError:
             raise StartFailed(self._with_log(f"{self.name} was not ready after {timeout:g} s")) from None
+        if not self.running:
+            raise StartFailed(self._with_log(f"{self.name} ended with status {self.returncode}"))
 
     async def wait(self) -> int:
         """Wait until the process has ended by itself or by another's hand; returns its exit status."""
-        while (status := self.returncode) is None:
-            await asyncio.sleep(WATCH)
-        return status
+        await _poll(lambda: not self.running, WATCH)
+        if self.returncode is None:
+            raise ServerError(f"{self.name} was not started")
+        return self.returncode
 
     async def terminate(self, timeout: float = 10.0) -> int | None:
-        """Ask it to end, kill it after `timeout` seconds; returns its exit status, None if it was never started."""
+        """Ask it to end, kill it after `timeout` seconds; returns its exit status, None if never started."""
         if self.running:
             os.kill(self.pid, self._stop_signal)
-            await self._ended([self.pid], timeout)
-        await self.kill()
+            try:
+                await self._ended([self.pid], timeout)
+            finally:
+                await self.kill()
         return self.returncode
 
     async def kill(self) -> None:
@@ -137,14 +140,15 @@ class Process:
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        await self._ended(family, timeout=10.0)
+        await self._ended(family, KILL_TIMEOUT)
+        if self.running:
+            raise ServerError(f"{self.name}, process {self.pid}, outlived SIGKILL by {KILL_TIMEOUT:g} s")
 
     async def _ended(self, pids: Sequence[int], timeout: float) -> None:
         """Wait until all of `pids` have ended, or `timeout` seconds have passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self.running or any(map(guardian.alive, pids)):
-                    await asyncio.sleep(POLL)
+                await _poll(lambda: not self.running and not any(map(guardian.alive, pids)), POLL)
 
     def output(self) -> str:
         """What it has written since it was last started."""
@@ -158,6 +162,12 @@ class Process:
 
     def _with_log(self, message: str) -> str:
         return f"{message}; the end of {self.log}:\n{self.tail()}"
+
+
+async def _poll(condition: Callable[[], bool], interval: float) -> None:
+    """Ask every `interval` seconds until it is so."""
+    while not condition():  # noqa: ASYNC110 - a line in a log and a grandchild's end raise no event
+        await asyncio.sleep(interval)
 
 
 def descendants(pid: int) -> list[int]:

@@ -56,8 +56,11 @@ class Server(abc.ABC):
     async def start(self) -> None:
         """Start the server and wait until it answers.
 
-        Raises `Missing` without the program, `StartFailed` with the log's tail when it ends or is not ready in time.
+        Raises `Missing` without the program, `StartFailed` when it ends at once or is not ready in time,
+        `ServerError` when it runs already.
         """
+        if self.running:
+            raise ServerError(f"{self.name} runs already, as process {self.pid}")
         await self._prepare()
         if self._port is not None:
             await self._start_on(self._port)
@@ -89,7 +92,7 @@ class Server(abc.ABC):
             await self._process.terminate(STOP_TIMEOUT)
 
     async def kill(self) -> None:
-        """End the server as a power cut would: SIGKILL, for all its processes."""
+        """End all the server's processes with SIGKILL, with no chance to save anything."""
         if self._process is not None:
             await self._process.kill()
 
@@ -112,16 +115,23 @@ class Server(abc.ABC):
 
     async def _clean(self) -> None:
         """Remove what lies outside `directory`; called when the `with` block is left."""
+        return
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self._clean()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.stop()
-        await self._clean()
+        try:
+            await self.stop()
+        finally:
+            await self._clean()
 
     def __enter__(self) -> Self:
         return run(self.__aenter__())
