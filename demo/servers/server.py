@@ -82,7 +82,7 @@ class Server(abc.ABC):
         try:
             await process.until(lambda: self._ready(process), timeout=START_TIMEOUT)
         except BaseException:
-            await process.kill()
+            await process.terminate(STOP_TIMEOUT)
             raise
         self._process = process
 
