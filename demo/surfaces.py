@@ -179,7 +179,7 @@ def _scratch(rng: np.random.Generator, part: _Part) -> None:
     along, aside = _along(angle, x, y), _along(angle + math.pi / 2, x, y)
     aside -= rng.uniform(-0.004, 0.004) * along * along
     half_length, width = rng.uniform(16, 60), rng.uniform(0.6, 1.3)
-    strength = rng.uniform(0.22, 0.75) * (1 if rng.random() < 0.7 else -0.7)
+    strength = rng.uniform(0.28, 0.75) * (1 if rng.random() < 0.7 else -0.7)
     presence = np.clip((half_length - np.abs(along)) / 8, 0, 1)
     core = np.exp(-np.square(aside / width))
     shoulder = np.exp(-np.square((aside - 2 * width) / width))
@@ -229,7 +229,7 @@ def _burr(rng: np.random.Generator, part: _Part) -> None:
     """A torn, shiny fringe of metal that stands over the part's edge for some of its length."""
     tangent = _along(part.edge_angle + math.pi / 2)
     flakes = np.clip(rng.normal(0.35, 0.5, SIZE), 0, None)
-    flakes = np.convolve(flakes, [0.3, 0.4, 0.3], "same") * rng.uniform(3.5, 9)
+    flakes = np.convolve(flakes, [0.3, 0.4, 0.3], "same") * rng.uniform(4.5, 9)
     middle, half_length = rng.uniform(-22, 22), rng.uniform(12, 45)
     at = np.arange(SIZE) - _REACH
     flakes *= np.clip((half_length - np.abs(at - middle)) / 5, 0, 1)

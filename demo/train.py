@@ -26,7 +26,7 @@ from demo.surfaces import LABELS, SIZE
 SEED = 20_240_611
 BATCH = 32
 MODEL = Path(__file__).parent / "models" / "surface-defects" / "model.onnx"
-OPSET = 17  # ONNX Runtime 1.13 and newer read it
+OPSET = 17  # well within what ONNX Runtime 1.18 reads, the oldest that the edge may have
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def train(network: nn.Sequential, pictures: int) -> None:
     """Fit `network` to `pictures` generated pictures, by AdamW; the learning rate rises and falls once."""
     steps = math.ceil(pictures / BATCH)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps, pct_start=0.2)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.02)
     network.train()
     begun, running = time.monotonic(), math.log(len(LABELS))

@@ -101,14 +101,14 @@ def test_the_graph_is_what_the_manifest_says(session: onnxruntime.InferenceSessi
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_the_model_judges_unseen_parts(session: onnxruntime.InferenceSession, kind: surfaces.Kind) -> None:
-    """On 120 parts that training never saw, in either encoding, at least nine verdicts in ten are right."""
+    """On 120 parts that training never saw, in either encoding, at least 95 % of the verdicts are right."""
     rng = np.random.default_rng(UNSEEN)
     truth = np.arange(120) % len(surfaces.LABELS)
     images = [surfaces.decode(surfaces.generate(rng, surfaces.LABELS[n], kind).image) for n in truth]
     batch = np.stack(images)[:, np.newaxis].astype(np.float32) / 255
     (prob,) = session.run(["prob"], {"image": batch})
     np.testing.assert_allclose(prob.sum(axis=1), 1, atol=1e-5)
-    assert (prob.argmax(axis=1) == truth).mean() >= 0.9
+    assert (prob.argmax(axis=1) == truth).mean() >= 0.95
 
 
 def test_a_batch_is_judged_as_its_pictures_alone(session: onnxruntime.InferenceSession) -> None:
