@@ -227,6 +227,15 @@ class Header:
         return header
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Contiguous records of one kind, as a sender's store gives them out: whole chunks."""
+
+    span: lanes.Span
+    kind: Kind
+    batches: Sequence[pa.RecordBatch]
+
+
 def build(kind: Kind, columns: Mapping[str, Sequence[Any] | pa.Array]) -> pa.RecordBatch:
     """A record batch of `kind` from one sequence a column; a column not given is null throughout."""
     rows = len(columns["task_id"] if "task_id" in columns else next(iter(columns.values())))
