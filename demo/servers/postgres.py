@@ -1,6 +1,7 @@
 """The store: PostgreSQL, as durable as in production."""
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ from demo.servers.server import Server
 USER = "app"
 INITDB_TIMEOUT = 60.0
 UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
+ELSEWHERE = "backhaul-postgres-"  # how our temporary directories' names begin
 
 SETTINGS = {
     "fsync": "on",
@@ -75,12 +77,12 @@ class Postgres(Server):
         process = Process("initdb", argv, self.log, user=self._user)
         await process.start()
         try:
-            async with asyncio.timeout(INITDB_TIMEOUT):
-                status = await process.wait()
-        except BaseException:
-            await process.kill()
-            raise
-        if status != 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INITDB_TIMEOUT):
+                    await process.wait()
+        finally:
+            await process.kill()  # does nothing to a process that has ended
+        if (status := process.returncode) != 0:
             raise StartFailed(f"initdb ended with status {status}; the end of {self.log}:\n{process.tail()}")
         draft.rename(home / "data")
 
@@ -89,7 +91,7 @@ class Postgres(Server):
         if self._user is None or reachable(self.directory):
             home = self.directory
         else:
-            home = Path(tempfile.mkdtemp(prefix="backhaul-postgres-", dir=_temporary()))
+            home = Path(tempfile.mkdtemp(prefix=ELSEWHERE, dir=_temporary()))
             home.chmod(0o711)
             (self.directory / "data").unlink(missing_ok=True)  # a link whose temporary directory is gone
             (self.directory / "data").symlink_to(home / "data")
@@ -118,9 +120,10 @@ class Postgres(Server):
 
     async def _clean(self) -> None:
         link = self.directory / "data"
-        if link.is_symlink():
-            if self.data.parent.exists():
-                await asyncio.to_thread(shutil.rmtree, self.data.parent)
+        home = self.data.parent
+        if link.is_symlink() and home.name.startswith(ELSEWHERE):  # any other link is the caller's own
+            if home.exists():
+                await asyncio.to_thread(shutil.rmtree, home)
             link.unlink()
 
 

@@ -81,6 +81,7 @@ class Process:
         self._spawn()
 
     def _spawn(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._log_start = output.tell()
             try:
