@@ -1,0 +1,1 @@
+"""Which queued task runs where: a pure policy, and the loop that gathers and applies."""

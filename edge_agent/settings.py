@@ -1,0 +1,144 @@
+"""All settings of an agent, each declared once with its unit; built at start and passed down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from shared import settings, topics
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Journal(_Section):
+    """The agent's durable store."""
+
+    max_bytes: int = 4 << 30
+    """Quota on disk; at it new jobs are refused, while running ones still finish."""
+    idempotency_keys: int = 50_000
+    """How many keys are remembered; the oldest go first."""
+
+
+class Intake(_Section):
+    """Jobs of devices."""
+
+    max_payload: int = 8 << 20
+    """Bytes of one job."""
+    in_flight: int = 256
+    """Jobs that the broker may send before the first is acknowledged."""
+    session_expiry_s: int = 86_400
+    """How long the site's broker keeps jobs for an agent that is away."""
+    queue_weights: dict[str, float] = {}
+    """Weight of each queue in the fair share; 1 for a queue that is not named."""
+
+
+class Engine(_Section):
+    """Inference."""
+
+    threads: int = 1
+    """Batches that run at one time."""
+    intra_op_threads: int = 1
+    """Threads of ONNX Runtime inside one batch."""
+    window: int = 4096
+    """Tasks that wait in memory for their turn; the others wait in the journal."""
+    window_bytes: int = 32 << 20
+    """Bytes of payload that may wait in memory with them."""
+
+
+class Overflow(_Section):
+    """When a device's job goes to the hub instead of waiting here."""
+
+    enabled: bool = True
+    max_wait_s: float = 1.0
+    """A job that would wait longer is handed over."""
+    deadline_share: float = 0.5
+    """A job that would wait longer than this share of what is left of its deadline is handed over."""
+    max_handed_over: int = 2000
+    """Tasks of ours that the hub may hold at one time."""
+    keep_priority: int = 9
+    """Jobs of this priority and above stay here whatever the wait, if the model is here."""
+    reclaim_after_s: float = 2.0
+    """With the link down for so long, handed-over tasks are taken back."""
+
+
+class Uplink(_Section):
+    """The way to the hub."""
+
+    linger_s: float = 0.05
+    """How long a result may wait for company in its batch."""
+    backlog_records: int = 2000
+    """More than this unsynced at connect, and live results get a fresh lane beside the old one."""
+    in_flight: int = 32
+    """Messages that the broker has not acknowledged, at most."""
+    telemetry_s: float = 2.0
+    keepalive_s: int = 5
+
+
+class Leases(_Section):
+    """Work for the hub."""
+
+    slots: int = 256
+    """Tasks of the hub held at one time, at most; 0 for an agent that works for its site alone."""
+    ahead_s: float = 0.5
+    """How many seconds of work to hold, its own queue included."""
+
+
+class Http(_Section):
+    """The local port for health, metrics and status."""
+
+    host: str = "127.0.0.1"
+    port: int = 9100
+    """0 takes a free one."""
+
+
+class Settings(_Section):
+    """The file agent.toml."""
+
+    site: str
+    name: str
+    state: str
+    """Folder of the journal."""
+    models: str
+    """Folder with one folder for each model."""
+    broker: settings.Broker | None = None
+    """Of the site, where the devices publish; none for an agent of the cloud pool."""
+    uplink_broker: settings.Broker | None = None
+    """Of the cloud; none for a site that stands alone."""
+    journal: Journal = Journal()
+    intake: Intake = Intake()
+    engine: Engine = Engine()
+    overflow: Overflow = Overflow()
+    uplink: Uplink = Uplink()
+    leases: Leases = Leases()
+    http: Http = Http()
+
+    @property
+    def agent(self) -> topics.Agent:
+        return topics.Agent(self.site, self.name)
+
+
+def load(path: Path) -> Settings:
+    """The settings in `path`, relative folders taken from where the file is. Raises BadSettings."""
+    read = settings.load(path, Settings)
+    try:
+        topics.check_name(read.site, "site")
+        topics.check_agent_name(read.name)
+    except topics.BadTopic as wrong:
+        raise settings.BadSettings(f"{path}: {wrong}") from None
+    if read.broker is None and read.uplink_broker is None:
+        raise settings.BadSettings(
+            f"{path}: no [broker] and no [uplink_broker]: no work could come; name one"
+        )
+    for what, value in (
+        ("engine.threads", read.engine.threads),
+        ("engine.window", read.engine.window),
+        ("intake.in_flight", read.intake.in_flight),
+        ("uplink.in_flight", read.uplink.in_flight),
+    ):
+        if value < 1:
+            raise settings.BadSettings(f"{path}: {what} = {value}: at least 1 is needed")
+    base = path.resolve().parent
+    return msgspec.structs.replace(read, state=str(base / read.state), models=str(base / read.models))
