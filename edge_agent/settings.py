@@ -13,7 +13,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class Journal(_Section):
+class Journal(_Section, frozen=True):
     """The agent's durable store."""
 
     max_bytes: int = 4 << 30
@@ -22,7 +22,7 @@ class Journal(_Section):
     """How many keys are remembered; the oldest go first."""
 
 
-class Intake(_Section):
+class Intake(_Section, frozen=True):
     """Jobs of devices."""
 
     max_payload: int = 8 << 20
@@ -35,7 +35,7 @@ class Intake(_Section):
     """Weight of each queue in the fair share; 1 for a queue that is not named."""
 
 
-class Engine(_Section):
+class Engine(_Section, frozen=True):
     """Inference."""
 
     threads: int = 1
@@ -48,7 +48,7 @@ class Engine(_Section):
     """Bytes of payload that may wait in memory with them."""
 
 
-class Overflow(_Section):
+class Overflow(_Section, frozen=True):
     """When a device's job goes to the hub instead of waiting here."""
 
     enabled: bool = True
@@ -64,7 +64,7 @@ class Overflow(_Section):
     """With the link down for so long, handed-over tasks are taken back."""
 
 
-class Uplink(_Section):
+class Uplink(_Section, frozen=True):
     """The way to the hub."""
 
     linger_s: float = 0.05
@@ -77,7 +77,7 @@ class Uplink(_Section):
     keepalive_s: int = 5
 
 
-class Leases(_Section):
+class Leases(_Section, frozen=True):
     """Work for the hub."""
 
     slots: int = 256
@@ -86,7 +86,7 @@ class Leases(_Section):
     """How many seconds of work to hold, its own queue included."""
 
 
-class Http(_Section):
+class Http(_Section, frozen=True):
     """The local port for health, metrics and status."""
 
     host: str = "127.0.0.1"
@@ -94,7 +94,7 @@ class Http(_Section):
     """0 takes a free one."""
 
 
-class Settings(_Section):
+class Settings(_Section, frozen=True):
     """The file agent.toml."""
 
     site: str

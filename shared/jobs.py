@@ -12,7 +12,7 @@ A body is one of
 `parse` checks a body at the door and makes it canonical, so that journals, lanes and engines know
 three content types only: image/png or image/jpeg, application/json (OIP), and Arrow's.
 
-Open Inference Protocol v2: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md.
+Open Inference Protocol v2: github.com/kserve/open-inference-protocol, inference_rest.md.
 """
 
 from __future__ import annotations

@@ -135,11 +135,11 @@ class Outlet:
                 self.rewinds += 1
                 self._waiting_since.setdefault(lane, 0.0)
         while self._link.connected:
-            lane = self._choose(time.monotonic())
-            if lane is None:
+            chosen = self._choose(time.monotonic())
+            if chosen is None:
                 break
             with contextlib.suppress(link.LinkDown):  # `reconnected` rewinds the lane
-                await self._send(lane)
+                await self._send(chosen)
         now = time.monotonic()
         times = [sender.due for sender in self._senders.values() if sender.due is not None]
         times += [

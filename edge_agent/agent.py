@@ -1,0 +1,254 @@
+"""The composition root of an agent: builds everything, wires it, owns start and stop.
+
+Stop, on SIGTERM or SIGINT, within ten seconds: no new jobs, what runs comes to its end and its commit,
+replies and results that can go out go out, then both links say goodbye. What is left is in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edge_agent import (
+    clock,
+    engine,
+    http,
+    hub,
+    intake,
+    models,
+    replies,
+    runner,
+    settings,
+    status,
+    uplink,
+    window,
+)
+from edge_agent.journal import journal, records
+from shared import lanes, link
+
+log: Final = logging.getLogger(__name__)
+
+STOP_RUNNING_S: Final = 5.0
+STOP_FLUSH_S: Final = 2.0
+SWITCH_INTERVAL_S: Final = 0.0005
+"""Python's threads take turns this often: the loop must not wait 5 ms for one that decodes an image."""
+
+
+async def run(policy: settings.Settings, *, on_ready: asyncio.Event | None = None) -> None:
+    """Run an agent until SIGTERM, SIGINT or cancellation."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    while not stop.is_set():
+        try:
+            await _live(policy, stop, on_ready)
+        except* lanes.JournalRegressed as errors:
+            # The journal was put back to an older state: its numbers would be given out twice.
+            log.error("%s; taking a new epoch", errors.exceptions[0])
+            async with _journal(policy) as book:
+                await book.new_epoch()
+
+
+def _journal(policy: settings.Settings) -> contextlib.AbstractAsyncContextManager[journal.Journal]:
+    return journal.Journal.open(Path(policy.state) / "journal.db", policy.site, policy.name, policy.journal)
+
+
+async def _live(policy: settings.Settings, stop: asyncio.Event, on_ready: asyncio.Event | None) -> None:
+    """One life of the agent, from opening the journal to closing it."""
+    async with contextlib.AsyncExitStack() as stack:
+        book = await stack.enter_async_context(_journal(policy))
+        numbers, cursors = await book.lanes(), await book.cursors()
+        catalogue = models.Catalogue()
+        machine = await asyncio.to_thread(_load_models, policy, catalogue)
+        stack.callback(machine.close)
+        agent = Agent(policy, book, catalogue, machine, numbers, cursors)
+        port = stack.enter_context(http.Server(policy.http.host, policy.http.port, agent.pages()))
+        log.info("%s epoch %d: http://%s:%d/status", policy.agent, book.epoch, policy.http.host, port.port)
+        await agent.run(stop, on_ready)
+
+
+def _load_models(policy: settings.Settings, catalogue: models.Catalogue) -> engine.Engine:
+    """An engine with every whole package of the folder; a broken one is said and hides no other."""
+    machine = engine.Engine(
+        catalogue, threads=policy.engine.intra_op_threads, cache=Path(policy.state) / "engines"
+    )
+    folder = Path(policy.models)
+    if not folder.is_dir():
+        log.warning("%s: no such folder, so no model is here", folder)
+        return machine
+    found = models.scan(folder)
+    for where, why in found.broken.items():
+        log.error("%s is left out: %s", where, why)
+    for model in found.models.values():
+        try:
+            loaded = machine.load(model)
+        except Exception as error:  # noqa: BLE001 - whatever a graph does, the other models must serve
+            log.error("%s is left out: %s", model, error)
+            continue
+        log.info("%s runs on %s, %.0f items/s", model, loaded.provider, loaded.items_per_second)
+        if loaded.provider != loaded.wanted:
+            log.warning("%s should run on %s: %s", model, loaded.wanted, loaded.reason)
+    return machine
+
+
+class Agent:
+    """The parts of a running agent and how they are wired."""
+
+    def __init__(
+        self,
+        policy: settings.Settings,
+        book: journal.Journal,
+        catalogue: models.Catalogue,
+        machine: engine.Engine,
+        numbers: Mapping[lanes.Lane, records.Numbers],
+        cursors: Mapping[lanes.Lane, records.Cursor],
+    ) -> None:
+        """`numbers` and `cursors` are those of the journal's lanes."""
+        self._policy = policy
+        self._journal = book
+        self._offset = clock.Offset()
+        self._hub = hub.Hub(there=policy.uplink_broker is not None, heartbeat_s=policy.uplink.telemetry_s)
+        self._window = window.Window(book, catalogue, policy.engine, policy.intake.queue_weights)
+        self._runner = runner.Runner(
+            book, machine, self._window, self._offset, policy.site, policy.engine.threads, self._finished
+        )
+        self._status = status.Status(
+            policy, book, machine, self._window, self._runner, self._offset, self._hub
+        )
+        self._links: list[link.Link] = []
+        self._replies: replies.Replies | None = None
+        self._intake: intake.Intake | None = None
+        self._uplink: uplink.Uplink | None = None
+        if policy.broker is not None:
+            site = link.Link(
+                policy.broker.address(),
+                f"backhaul-{policy.site}-{policy.name}",
+                receive_maximum=policy.intake.in_flight,
+                session_expiry_s=policy.intake.session_expiry_s,
+            )
+            self._replies = replies.Replies(book, site)
+            site.watch(lambda connected: self._replies.connected() if connected and self._replies else None)
+            self._intake = intake.Intake(
+                site,
+                book,
+                machine,
+                self._window,
+                self._runner,
+                self._replies,
+                self._hub,
+                policy.agent,
+                policy,
+            )
+            self._links.append(site)
+            self._status.site_link, self._status.intake, self._status.replies = (
+                site,
+                self._intake,
+                self._replies,
+            )
+        if policy.uplink_broker is not None:
+            cloud = link.Link(
+                policy.uplink_broker.address(),
+                f"backhaul-{policy.site}-{policy.name}",
+                will=uplink.Uplink.will(policy.agent, book.epoch),
+                keepalive_s=policy.uplink.keepalive_s,
+                in_flight_limit=policy.uplink.in_flight,
+            )
+            self._uplink = uplink.Uplink(
+                cloud,
+                book,
+                machine,
+                self._window,
+                self._runner,
+                self._replies,
+                self._hub,
+                self._offset,
+                policy.agent,
+                policy,
+                self._status.telemetry,
+                numbers=numbers,
+                cursors=cursors,
+            )
+            self._links.append(cloud)
+            self._status.cloud_link, self._status.uplink = cloud, self._uplink
+
+    async def run(self, stop: asyncio.Event, on_ready: asyncio.Event | None = None) -> None:
+        """Serve until `stop`, then stop in order."""
+        counts = await self._journal.counts()
+        away = await self._journal.waiting(counts.handed_over, holder=records.Holder.HUB)
+        self._hub.handed_over.update(task.task_id for task in away)
+        self._window.recover(counts)
+        async with asyncio.TaskGroup() as group:
+            running = _start(group, "runner", self._runner.run())
+            links = [_start(group, f"link {one}", one.run()) for one in self._links]
+            ways = []
+            taking = []
+            if self._replies is not None:
+                ways.append(_start(group, "replies", self._replies.run()))
+            if self._uplink is not None:
+                ways.append(_start(group, "uplink", self._uplink.run()))
+            if self._intake is not None:
+                taking.append(_start(group, "intake", self._intake.run()))
+            self._status.ready = True
+            if on_ready is not None:
+                on_ready.set()
+            await stop.wait()
+            log.info("stopping")
+            self._status.ready = False
+            await _cancel(taking)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_RUNNING_S):
+                    await self._runner.stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_FLUSH_S):
+                    await self._flush()
+            if self._uplink is not None:
+                await self._uplink.leave()
+            await _cancel([running, *ways, *links])
+
+    async def _flush(self) -> None:
+        if self._replies is not None:
+            await self._replies.flush()
+        if self._uplink is not None:
+            await self._uplink.flush()
+
+    def _finished(self, finished: Sequence[records.Finished]) -> None:
+        """Tasks whose end is committed: answer their devices."""
+        if self._replies is not None:
+            self._replies.put([one.reply for one in finished if one.reply is not None])
+
+    def pages(self) -> dict[str, http.Page]:
+        """The pages of the local port."""
+        metrics = status.Metrics(self._status, self._journal)
+
+        def ready() -> tuple[int, str, bytes]:
+            return (
+                (200, "text/plain", b"ready\n") if self._status.ready else (503, "text/plain", b"not ready\n")
+            )
+
+        return {
+            "/healthz/live": lambda: (200, "text/plain", b"alive\n"),
+            "/healthz/ready": ready,
+            "/metrics": lambda: (200, "text/plain; version=0.0.4", status.exposition(metrics)),
+            "/status": lambda: (200, "application/json", msgspec.json.encode(self._status.as_dict())),
+        }
+
+
+def _start(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return group.create_task(work, name=name)
+
+
+async def _cancel(running: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel these and wait until they are gone."""
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

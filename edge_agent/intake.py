@@ -1,0 +1,209 @@
+"""From a device's message to the journal, and the decision where its task runs.
+
+    MQTT -> inbox (bounded by what the broker may send unacknowledged) -> parse -> journal -> PUBACK
+                                                                                    |
+                                                                        run here, or hand over
+
+The broker gets its acknowledgement only after the commit that holds the task. All messages that wait
+share one commit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from typing import Final
+
+from edge_agent import clock, engine, hub, models, overflow, replies, runner, settings, verdicts, window
+from edge_agent.journal import errors, journal, records
+from shared import jobs, link, tasks, topics
+
+log: Final = logging.getLogger(__name__)
+
+TOGETHER: Final = 128
+"""Messages taken at a time, at most: they share a commit."""
+REMEMBERED: Final = 200
+"""Decisions kept for whoever asks why."""
+
+NO_ROOM: Final = "the agent's journal is full; try again when its results have been synced"
+
+
+class Intake:
+    """Takes the jobs of the site's devices."""
+
+    def __init__(
+        self,
+        mqtt: link.Link,
+        book: journal.Journal,
+        machine: engine.Engine,
+        waiting: window.Window,
+        executor: runner.Runner,
+        answers: replies.Replies,
+        beyond: hub.Hub,
+        agent: topics.Agent,
+        policy: settings.Settings,
+    ) -> None:
+        self._link = mqtt
+        self._journal = book
+        self._engine = machine
+        self._window = waiting
+        self._runner = executor
+        self._replies = answers
+        self._hub = beyond
+        self._agent = agent
+        self._policy = policy
+        self._inbox = link.Inbox(policy.intake.in_flight)
+        self.counts: Counter[str] = Counter()
+        self.decisions: deque[tuple[str, overflow.Decision]] = deque(maxlen=REMEMBERED)
+        """The last decisions other than to run here at once, by task id."""
+        mqtt.subscribe(topics.jobs(agent.site), 1, self._inbox.put)
+
+    async def run(self) -> None:
+        """Take jobs until cancelled."""
+        while True:
+            messages = await self._inbox.take(TOGETHER)
+            await self._take(messages)
+            for message in messages:
+                self._link.ack(message)
+
+    async def _take(self, messages: list[link.Message]) -> None:
+        """Commit the jobs in `messages`, then run them or hand them over; refuse the others."""
+        arrived: list[records.Task] = []
+        refused: list[records.Reply] = []
+        for message in messages:
+            self.counts["jobs"] += 1
+            try:
+                arrived.append(self._parse(message))
+            except jobs.Rejected as why:
+                refused.append(self._refuse(message, str(why), why.field))
+        if arrived:
+            try:
+                accepted = await self._journal.accept(arrived)
+            except errors.JournalFull as full:
+                log.warning("the disk is full: %s", full)
+                accepted = [None] * len(arrived)
+            for task, taken in zip(arrived, accepted, strict=True):
+                if taken is None:
+                    refused.append(self._refuse_task(task, NO_ROOM))
+            await self._place([taken for taken in accepted if taken is not None])
+        if refused:
+            self._replies.put(refused)
+
+    def _parse(self, message: link.Message) -> records.Task:
+        """The task of the job in a message; Rejected says what is wrong with it."""
+        try:
+            topic = topics.parse_job(message.topic)
+        except topics.BadTopic as wrong:
+            raise jobs.Rejected(str(wrong), "topic") from None
+        job = jobs.parse(
+            topic.model,
+            message.payload,
+            message.content_type,
+            message.properties,
+            max_payload=self._policy.intake.max_payload,
+        )
+        metadata = job.metadata
+        if not self._hub.there:
+            try:
+                self._engine.find(job.model, metadata.version)
+            except models.UnknownModel as unknown:
+                raise jobs.Rejected(str(unknown), "model") from None
+        correlation = message.correlation
+        if correlation is None and metadata.correlation is not None:
+            correlation = metadata.correlation.encode()
+        return records.Task(
+            task_id=tasks.new_id(),
+            origin=records.Origin.DEVICE,
+            model=job.model,
+            version=metadata.version,
+            priority=job.priority,
+            queue=metadata.queue,
+            tag=self._window.stamp(job.priority, metadata.queue, self._cost_s(job)),
+            device=topic.device,
+            content_type=job.content_type,
+            items=job.items,
+            max_attempts=metadata.max_attempts,
+            timeout_ms=metadata.timeout_ms,
+            deadline_ms=metadata.deadline_ms,
+            accepted_us=clock.wall_us(),
+            response_topic=message.response_topic or metadata.response_topic,
+            correlation=correlation,
+            client_id=job.client_id,
+            traceparent=metadata.traceparent,
+            idempotency_key=metadata.idempotency_key,
+            payload=job.payload,
+        )
+
+    async def _place(self, accepted: list[records.Accepted]) -> None:
+        """Run each new task here, or hand it over. A repeated one gets its reply again, if it has one."""
+        here: list[records.Task] = []
+        away: list[bytes] = []
+        again: list[records.Reply] = []
+        for one in accepted:
+            if one.repeated:
+                self.counts["repeated"] += 1
+                if one.reply is not None:
+                    again.append(one.reply)
+                continue
+            assert one.task is not None
+            decision = self._decide(one.task)
+            if decision.why is not overflow.Why.ROOM:
+                self.decisions.append((tasks.format_id(one.task.task_id), decision))
+            if decision.hand_over:
+                self._hub.handed_over.add(one.task.task_id)
+                away.append(one.task.task_id)
+            else:
+                here.append(one.task)
+                self._runner.offer([one.task])
+        if away:
+            self.counts["overflowed"] += len(away)
+            await self._journal.hand_over(away)
+        if again:
+            self._replies.put(again)
+
+    def _decide(self, task: records.Task) -> overflow.Decision:
+        remaining = task.remaining_ms(clock.wall_us())
+        return overflow.decide(
+            overflow.Situation(
+                items_ahead=self._window.items_ahead(task.priority),
+                items_per_s=self._speed(task.model, task.version),
+                model_here=self._engine.has(task.model, task.version),
+                hub_reachable=self._hub.reachable,
+                handed_over=len(self._hub.handed_over),
+            ),
+            priority=task.priority,
+            remaining_s=None if remaining is None else remaining / 1000,
+            policy=self._policy.overflow,
+        )
+
+    def _cost_s(self, job: jobs.Job) -> float:
+        """Predicted seconds of the executor, the unit in which queues share it."""
+        return job.items / (self._speed(job.model, job.metadata.version) or 1.0)
+
+    def _speed(self, model: str, version: str | None) -> float:
+        """Items per second of all threads together; 0 while it is not known."""
+        if not self._engine.has(model, version):
+            return 0.0
+        return self._engine.items_per_s(model, version) * self._policy.engine.threads
+
+    def _refuse(self, message: link.Message, detail: str, field: str | None = None) -> records.Reply:
+        self.counts["rejected"] += 1
+        log.info("job on %s rejected: %s", message.topic, detail)
+        return verdicts.rejected(
+            site=self._agent.site,
+            detail=detail,
+            field=field,
+            response_topic=message.response_topic,
+            correlation=message.correlation,
+        )
+
+    def _refuse_task(self, task: records.Task, detail: str) -> records.Reply:
+        self.counts["rejected"] += 1
+        return verdicts.rejected(
+            site=self._agent.site,
+            detail=detail,
+            field=None,
+            response_topic=task.response_topic,
+            correlation=task.correlation,
+            client_id=task.client_id,
+        )

@@ -1,0 +1,249 @@
+"""What an attempt leaves behind: result rows, the device's reply, the word to the hub. Pure.
+
+Every item of an accepted task ends in one row, whatever became of it, and the reply says the same
+as the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from edge_agent import outcomes
+from edge_agent.journal import records
+from shared import jobs, tasks, topics
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The circumstances of an attempt."""
+
+    version: str
+    """The version of the model that really ran."""
+    wait_us: int
+    """From acceptance to the start of its batch."""
+    run_us: int
+    clock_offset_us: int | None
+    clock_error_us: int | None
+
+
+def completed(
+    task: records.Task, results: Sequence[outcomes.Outcome], run: Run, site: str
+) -> records.Finished:
+    """The end of an attempt that gave each item an outcome, good or bad.
+
+    A task whose every item failed is a dead letter: TERMINATED(not_retriable).
+    """
+    rows = [_row(task, item, result, run) for item, result in enumerate(results)]
+    failures = [r for r in results if isinstance(r, outcomes.ItemFailed)]
+    all_failed = len(failures) == len(results)
+    return records.Finished(
+        task_id=task.task_id,
+        rows=rows,
+        reply=_reply(
+            task,
+            site,
+            state=tasks.State.TERMINATED if all_failed else tasks.State.COMPLETED,
+            reason=tasks.Reason.NOT_RETRIABLE if all_failed else None,
+            error=failures[0].reason if all_failed else None,
+            version=run.version,
+            items=[_item(row) for row in rows],
+        ),
+        attempt=_attempt(task, tasks.State.COMPLETED, items_done=len(rows), run_us=run.run_us),
+    )
+
+
+def failed(task: records.Task, error: str, run_us: int) -> records.Finished:
+    """The end of an attempt at a task of the hub's that another attempt may mend: no row is final yet."""
+    return records.Finished(
+        task_id=task.task_id,
+        rows=[],
+        reply=None,
+        attempt=_attempt(task, tasks.State.FAILED, error=error, retriable=True, run_us=run_us),
+    )
+
+
+def put_back(task: records.Task) -> records.Finished:
+    """A task of the hub's that this agent will not run after all."""
+    return records.Finished(
+        task_id=task.task_id, rows=[], reply=None, attempt=_attempt(task, tasks.State.QUEUED, retriable=True)
+    )
+
+
+def terminated(task: records.Task, reason: tasks.Reason, error: str, site: str) -> records.Finished:
+    """The end of a task that will not run: its deadline passed, it was cancelled, or it cannot succeed."""
+    outcome = {
+        tasks.Reason.EXPIRED: tasks.Outcome.EXPIRED,
+        tasks.Reason.CANCELLED: tasks.Outcome.CANCELLED,
+    }.get(reason, tasks.Outcome.FAILED)
+    rows = [
+        records.ResultRow(
+            task_id=task.task_id,
+            item=item,
+            attempt=task.attempt,
+            device=task.device,
+            model=task.model,
+            version=task.version or "",
+            outcome=outcome,
+            label=None,
+            score=None,
+            output=None,
+            error=error,
+            observed_at=task.accepted_us,
+            clock_offset_us=None,
+            clock_error_us=None,
+            wait_us=None,
+            run_us=None,
+        )
+        for item in range(task.items)
+    ]
+    leased = task.origin == records.Origin.HUB
+    return records.Finished(
+        task_id=task.task_id,
+        rows=[] if leased else rows,
+        reply=_reply(task, site, state=tasks.State.TERMINATED, reason=reason, error=error),
+        attempt=_attempt(task, tasks.State.TERMINATED, reason=reason, error=error),
+    )
+
+
+def returned(
+    task: records.Task,
+    rows: Sequence[dict[str, Any]],
+    site: str,
+    *,
+    reason: str | None = None,
+    error: str | None = None,
+) -> records.Reply | None:
+    """The reply to the device for a task that the hub had run: by the rows that came back, or by its end."""
+    if rows:
+        failures = [row for row in rows if row["outcome"] != tasks.Outcome.OK]
+        all_failed = len(failures) == len(rows)
+        return _reply(
+            task,
+            site,
+            state=tasks.State.TERMINATED if all_failed else tasks.State.COMPLETED,
+            reason=tasks.Reason.NOT_RETRIABLE if all_failed else None,
+            error=failures[0]["error"] if all_failed else None,
+            version=rows[0]["version"],
+            items=[_item(records.ResultRow(**row)) for row in rows],
+        )
+    return _reply(task, site, state=tasks.State.TERMINATED, reason=reason, error=error)
+
+
+def rejected(
+    *,
+    site: str,
+    detail: str,
+    field: str | None,
+    response_topic: str | None,
+    correlation: bytes | None,
+    client_id: str | None = None,
+) -> records.Reply:
+    """The reply to a job that was not taken. It gets an id of its own, under which it can be asked about."""
+    task_id = tasks.new_id()
+    body: dict[str, Any] = {
+        "task_id": tasks.format_id(task_id),
+        "state": tasks.State.REJECTED,
+        "error": detail,
+    }
+    if field is not None:
+        body["field"] = field
+    if client_id is not None:
+        body["id"] = client_id
+    return _address(task_id, site, response_topic, correlation, body)
+
+
+def _row(task: records.Task, item: int, result: outcomes.Outcome, run: Run) -> records.ResultRow:
+    good = result if isinstance(result, outcomes.Prediction) else None
+    return records.ResultRow(
+        task_id=task.task_id,
+        item=item,
+        attempt=task.attempt,
+        device=task.device,
+        model=task.model,
+        version=run.version,
+        outcome=tasks.Outcome.OK if good is not None else tasks.Outcome.FAILED,
+        label=good.label if good is not None else None,
+        score=good.score if good is not None else None,
+        output=good.output.decode() if good is not None and good.output is not None else None,
+        error=None if isinstance(result, outcomes.Prediction) else result.reason,
+        observed_at=task.accepted_us,
+        clock_offset_us=run.clock_offset_us,
+        clock_error_us=run.clock_error_us,
+        wait_us=run.wait_us,
+        run_us=run.run_us,
+    )
+
+
+def _item(row: records.ResultRow) -> dict[str, Any]:
+    """One item of a reply; what is not known is left out."""
+    item: dict[str, Any] = {"item": row.item, "outcome": row.outcome}
+    if row.label is not None:
+        item["label"] = row.label
+    if row.score is not None:
+        item["score"] = row.score
+    if row.output is not None:
+        item["output"] = msgspec.Raw(row.output.encode())
+    if row.error is not None:
+        item["error"] = row.error
+    return item
+
+
+def _reply(
+    task: records.Task,
+    site: str,
+    *,
+    state: tasks.State,
+    reason: str | None = None,
+    error: str | None = None,
+    version: str | None = None,
+    items: Sequence[dict[str, Any]] | None = None,
+) -> records.Reply | None:
+    if task.origin == records.Origin.HUB:
+        return None  # its origin answers
+    body: dict[str, Any] = {"task_id": tasks.format_id(task.task_id), "state": state, "model": task.model}
+    known = {"reason": reason, "error": error, "version": version, "id": task.client_id, "items": items}
+    body |= {name: value for name, value in known.items() if value is not None}
+    return _address(task.task_id, site, task.response_topic, task.correlation, body)
+
+
+def _address(
+    task_id: bytes, site: str, response_topic: str | None, correlation: bytes | None, body: dict[str, Any]
+) -> records.Reply:
+    return records.Reply(
+        task_id=task_id,
+        topic=response_topic or topics.result(site, tasks.format_id(task_id)),
+        correlation=correlation,
+        content_type=jobs.JSON,
+        body=_encoder.encode(body),
+    )
+
+
+def _attempt(
+    task: records.Task,
+    state: tasks.State,
+    *,
+    reason: str | None = None,
+    error: str | None = None,
+    retriable: bool = False,
+    items_done: int = 0,
+    run_us: int = 0,
+) -> records.AttemptRow | None:
+    """The word to the hub, if it knows the task: one that it leased, or that was once handed over."""
+    if task.hub_attempt is None:
+        return None
+    return records.AttemptRow(
+        task_id=task.task_id,
+        attempt=task.hub_attempt,
+        state=state,
+        reason=reason,
+        error=error,
+        retriable=retriable,
+        items_done=items_done,
+        run_us=run_us,
+    )

@@ -1,0 +1,186 @@
+"""The tasks whose turn comes next, in memory; a bounded view of the queue that the journal keeps.
+
+When more wait than fit, the window holds the best of them and knows that it is behind; as it drains, it
+is filled again from the journal. A task that arrives and goes before the worst one here takes its place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edge_agent import batcher, clock, models, settings
+from edge_agent.journal import journal, records
+from shared import fairness
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Tasks that run together now."""
+
+    model: models.Model
+    tasks: list[records.Task]
+
+
+class Window:
+    """What waits or runs here, and how much more waits in the journal."""
+
+    def __init__(
+        self,
+        book: journal.Journal,
+        catalogue: models.Catalogue,
+        policy: settings.Engine,
+        weights: dict[str, float],
+    ) -> None:
+        self._journal = book
+        self._catalogue = catalogue
+        self._policy = policy
+        self._weights = weights
+        self._batcher = batcher.Batcher(policy.window)
+        self._clocks: dict[int, fairness.FairClock] = {}
+        self._tasks: dict[bytes, records.Task] = {}
+        """In the batcher, running, or waiting for the commit of their end."""
+        self._payload_bytes = 0
+        self._behind = False
+        """True while tasks may wait in the journal that are not here."""
+        self._stuck: set[bytes] = set()
+        """Tasks that wait for a model that is not here (any more)."""
+        self.tasks_total = 0
+        """Tasks that wait or run, those in the journal alone included."""
+        self.items: Counter[tuple[str, int]] = Counter()
+        """Their items, by model and priority."""
+        self.device_items = 0
+        """Items of the agent's own devices."""
+
+    def __contains__(self, task_id: bytes) -> bool:
+        return task_id in self._tasks
+
+    def get(self, task_id: bytes) -> records.Task | None:
+        return self._tasks.get(task_id)
+
+    @property
+    def wants_more(self) -> bool:
+        """True if tasks wait in the journal and there is room for them here."""
+        return self._behind and self._batcher.depth <= self._policy.window // 2
+
+    def recover(self, counts: records.Counts) -> None:
+        """The journal was opened with these waiting."""
+        self._behind = counts.waiting > 0
+        self.tasks_total = counts.waiting
+        self.items.update(counts.waiting_items)
+        self.device_items = sum(counts.waiting_items.values())
+
+    def stamp(self, priority: int, queue: str, cost_s: float) -> float:
+        """The fair-share tag of a task that joins the queue now."""
+        clock_ = self._clocks.setdefault(priority, fairness.FairClock())
+        return clock_.stamp(queue, self._weights.get(queue, 1.0), max(cost_s, 1e-6))
+
+    def items_ahead(self, priority: int) -> int:
+        """Items that run before a task of `priority` that joins now: all models share the threads."""
+        return sum(items for (_, level), items in self.items.items() if level >= priority)
+
+    def offer(self, arrived: Iterable[records.Task]) -> None:
+        """Tasks that the journal has committed and that are to run here."""
+        for task in arrived:
+            self._count(task, +1)
+            if not self._admit(task):
+                self._behind = True
+
+    def retry(self, task: records.Task) -> None:
+        """A task that is here waits for its turn again."""
+        self._tasks[task.task_id] = task
+        self._batcher.offer(self._waiting(task, self._model(task)), time.monotonic())
+
+    def remove(self, task_id: bytes) -> bool:
+        """Take a task out that has not started; False if it is not waiting here."""
+        return self._batcher.cancel(task_id) is not None
+
+    def ended(self, task_id: bytes) -> None:
+        """The task is no longer in the journal, or no longer ours."""
+        task = self._tasks.pop(task_id, None)
+        if task is not None:
+            self._payload_bytes -= len(task.payload or b"")
+            self._count(task, -1)
+
+    def expired(self) -> list[records.Task]:
+        """Tasks whose deadline has passed while they waited."""
+        return [self._tasks[one.task_id] for one in self._batcher.expired(time.monotonic())]
+
+    def take(self) -> Turn | None:
+        """What runs now, if it is time."""
+        batch = self._batcher.take(time.monotonic())
+        if batch is None:
+            return None
+        for one in batch.tasks:
+            if one.priority in self._clocks:
+                self._clocks[one.priority].serve(one.tag)
+        return Turn(batch.model, [self._tasks[one.task_id] for one in batch.tasks])
+
+    def wake_at(self) -> float | None:
+        """When to look again, if nothing arrives before (s, monotonic)."""
+        return self._batcher.wake_at(time.monotonic())
+
+    async def refill(self) -> None:
+        """Read the tasks from the journal whose turn comes next."""
+        limit = len(self._tasks) + len(self._stuck) + self._policy.window - self._batcher.depth
+        found = await self._journal.waiting(limit)
+        self._behind = len(found) == limit
+        for task in found:
+            if not self._admit(task):
+                self._behind = True
+
+    def _admit(self, task: records.Task) -> bool:
+        """Let a task in if there is room, or if it goes before one that is here."""
+        if task.task_id in self._tasks or task.task_id in self._stuck:
+            return True
+        try:
+            model = self._model(task)
+        except models.UnknownModel:
+            self._stuck.add(task.task_id)
+            return True
+        if self._payload_bytes + len(task.payload or b"") > self._policy.window_bytes:
+            task = task.without_payload()
+        waiting = self._waiting(task, model)
+        now = time.monotonic()
+        if not self._batcher.offer(waiting, now):
+            worst = self._batcher.worst()
+            if worst is None or worst.order <= waiting.order:
+                return False
+            self._batcher.evict_worst()
+            evicted = self._tasks.pop(worst.task_id)
+            self._payload_bytes -= len(evicted.payload or b"")
+            self._behind = True
+            self._batcher.offer(waiting, now)
+        self._tasks[task.task_id] = task
+        self._payload_bytes += len(task.payload or b"")
+        return True
+
+    def models_changed(self) -> None:
+        """A model was loaded: tasks that waited for it may run."""
+        self._stuck.clear()
+        self._behind = True
+
+    def _model(self, task: records.Task) -> models.Model:
+        return self._catalogue.resolve(task.model, task.version)
+
+    def _waiting(self, task: records.Task, model: models.Model) -> batcher.Waiting:
+        remaining = task.remaining_ms(clock.wall_us())
+        return batcher.Waiting(
+            task_id=task.task_id,
+            seq=task.seq,
+            model=model,
+            priority=task.priority,
+            queue=task.queue,
+            tag=task.tag,
+            items=task.items,
+            not_after=None if remaining is None else time.monotonic() + remaining / 1000,
+            payload_bytes=len(task.payload or b""),
+        )
+
+    def _count(self, task: records.Task, sign: int) -> None:
+        self.tasks_total += sign
+        self.items[task.model, task.priority] += sign * task.items
+        if task.origin is records.Origin.DEVICE:
+            self.device_items += sign * task.items
