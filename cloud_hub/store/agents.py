@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any, Final
 
-from cloud_hub.store import pool
-from shared import signals, topics
+import msgspec
+
+from cloud_hub.store import ends, outgoing, pool, sql, verdicts
+from shared import lanes, signals, topics, wire
+
+_SQL: Final = sql.load("agents")
+_TELEMETRY: Final = msgspec.json.Decoder(signals.Telemetry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +25,8 @@ class Seen:
     """The first sight of this epoch."""
     is_current: bool
     """No newer epoch of the same place is known."""
-    told: frozenset[int] = frozenset()
-    """Agents whose down lanes have new records: this one, if words for an older epoch were re-addressed."""
+    outcome: ends.Outcome = field(default_factory=ends.Outcome)
+    """What the succession of an older epoch did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +49,96 @@ async def seen(
 ) -> Seen:
     """Note that an agent of `place` with `epoch` gave a sign of life.
 
-    A new epoch succeeds the older ones: their leases go back into the queue, and words to them about
-    tasks they handed over are re-addressed to it. `draining` is a property of the place and goes on.
+    A new epoch succeeds the older ones: their leases are lost, and words to them about tasks that they
+    handed over are re-addressed to it. `draining` is a property of the place and goes on. That is looked
+    after at every sight of the current epoch, so that a word that was written at the very moment of
+    the succession is found the next time.
     """
-    raise NotImplementedError
+    cursor = await connection.execute(
+        _SQL["seen"],
+        {"site": place.site, "name": place.name, "epoch": epoch, "online": online, "software": software},
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    agent_id, is_new = row
+    cursor = await connection.execute(_SQL["epochs"], {"site": place.site, "name": place.name})
+    *older, newest = [epoch_id for (epoch_id,) in await cursor.fetchall()]
+    if agent_id != newest or not older:
+        return Seen(agent_id, is_new, is_current=agent_id == newest)
+    return Seen(agent_id, is_new, is_current=True, outcome=await _succeed(connection, older, agent_id))
+
+
+async def _succeed(connection: pool.Connection, older: list[int], heir: int) -> ends.Outcome:
+    """Take over from older epochs: what they run is lost, what they are to be told is told to the heir."""
+    them = {"agent_ids": older}
+    await connection.execute(_SQL["retire"], them)
+    cursor = await connection.execute(_SQL["leased"], them)
+    standings = await ends.lock(connection, [task_id for (task_id,) in await cursor.fetchall()])
+    lost = [s for s in standings.values() if s.lease is not None and s.lease.agent_id in older]
+    outcome = await ends.settle(connection, [verdicts.lost(standing) for standing in lost])
+    cursor = await connection.execute(_SQL["take_undelivered"], them)
+    words = [
+        outgoing.Record(
+            heir,
+            outgoing.RESULTS,
+            wire.KINDS[kind],
+            size=size,
+            task_id=task_id,
+            attempt=attempt,
+            body=body and msgspec.json.decode(body),
+        )
+        for lane, size, kind, task_id, attempt, body in await cursor.fetchall()
+        if lanes.Lane.parse(lane).name == outgoing.RESULTS.name
+    ]
+    told = await outgoing.append(connection, words)
+    return replace(outcome, told=outcome.told | told)
 
 
 async def set_presence(connection: pool.Connection, agent_id: int, online: bool, software: str = "") -> None:
     """What the agent's birth or will says."""
-    raise NotImplementedError
+    await connection.execute(
+        _SQL["set_presence"], {"agent_id": agent_id, "online": online, "software": software}
+    )
 
 
 async def save_telemetry(connection: pool.Connection, reports: Mapping[int, signals.Telemetry]) -> None:
     """The latest report of each agent (by id); one statement, however many."""
-    raise NotImplementedError
+    agent_ids = sorted(reports)
+    texts = [signals.encode(reports[agent_id]).decode() for agent_id in agent_ids]
+    await connection.execute(_SQL["save_telemetry"], {"agent_ids": agent_ids, "telemetry": texts})
 
 
 async def fleet(connection: pool.Connection) -> list[Agent]:
     """The current epoch of every agent, by site and name."""
-    raise NotImplementedError
+    cursor = await connection.execute(_SQL["fleet"], {"site": None, "name": None})
+    return [_agent(row) for row in await cursor.fetchall()]
 
 
 async def find(connection: pool.Connection, place: topics.Agent) -> Agent | None:
     """The current epoch of one agent."""
-    raise NotImplementedError
+    cursor = await connection.execute(_SQL["fleet"], {"site": place.site, "name": place.name})
+    row = await cursor.fetchone()
+    return None if row is None else _agent(row)
 
 
 async def set_draining(connection: pool.Connection, place: topics.Agent, draining: bool) -> bool:
     """Whether the agent is given new work; False if there is no such agent."""
-    raise NotImplementedError
+    cursor = await connection.execute(
+        _SQL["set_draining"], {"site": place.site, "name": place.name, "draining": draining}
+    )
+    return cursor.rowcount > 0
+
+
+def _agent(row: tuple[Any, ...]) -> Agent:
+    agent_id, site, name, epoch, online, draining, software, first_seen, last_seen, telemetry = row
+    return Agent(
+        agent_id=agent_id,
+        place=topics.Agent(site, name),
+        epoch=epoch,
+        online=online,
+        draining=draining,
+        software=software,
+        first_seen=first_seen,
+        last_seen=last_seen,
+        telemetry=None if telemetry is None else _TELEMETRY.decode(telemetry),
+    )

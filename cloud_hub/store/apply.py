@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
+import psycopg
 import pyarrow as pa
 
-from cloud_hub.store import ends, pool
+from cloud_hub.store import copy, ends, ids, pool, sql, verdicts
+from shared import wire
+from shared.tasks import DEFAULT_QUEUE, State
+
+_SQL: Final = sql.load("apply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +29,97 @@ class Applied:
 
 
 async def results(connection: pool.Connection, agent_id: int, batch: pa.RecordBatch) -> Applied:
-    """Record result rows (wire.RESULTS); the first committed row of a (task, item) wins."""
-    raise NotImplementedError
+    """Record result rows (wire.RESULTS); the first committed row of a (task, item) wins.
+
+    A clash is rare, so the rows go straight into the table; only when one clashes the batch goes by
+    a staging table, row by row.
+    """
+    rows = copy.with_constant(batch, "agent_id", agent_id, pa.int32())
+    await connection.execute("SAVEPOINT straight")
+    try:
+        await copy.copy_in(connection, "results", rows)
+    except psycopg.errors.UniqueViolation:
+        await connection.execute("ROLLBACK TO SAVEPOINT straight")
+        return await _staged_results(connection, rows)
+    await connection.execute("RELEASE SAVEPOINT straight")
+    return Applied(inserted=batch.num_rows, shadowed=0)
+
+
+async def _staged_results(connection: pool.Connection, rows: pa.RecordBatch) -> Applied:
+    """Record those rows that are the first of their key, and set the others beside what is there."""
+    await connection.execute(_SQL["stage_results"])
+    positions = pa.array(range(rows.num_rows), pa.int32())
+    await copy.copy_in(connection, "staged_results", rows.append_column("position", positions))
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(_SQL["insert_staged"])
+        inserted = await cursor.fetchall()
+        await cursor.execute(
+            _SQL["shadow_staged"],
+            {
+                "task_ids": ids.array(task_id for task_id, _ in inserted),
+                "items": [item for _, item in inserted],
+            },
+        )
+        row = await cursor.fetchone()
+    assert row is not None
+    shadowed, disagreed = row
+    return Applied(len(inserted), shadowed, disagreed)
 
 
 async def attempts(connection: pool.Connection, agent_id: int, batch: pa.RecordBatch) -> ends.Outcome:
-    """Record how attempts ended (wire.ATTEMPTS), and what that means for their tasks."""
-    raise NotImplementedError
+    """Record how attempts ended (wire.ATTEMPTS), and what that means for their tasks.
+
+    WireError if one of them ended in no way that an attempt can.
+    """
+    reports = [_report(row) for row in copy.mend(batch).to_pylist()]
+    buried = await _bury(connection, agent_id, reports)
+    standings = await ends.lock(connection, sorted({report.task_id for report in reports} - buried))
+    known = [report for report in reports if report.task_id in standings]
+    changes: dict[bytes, verdicts.Change] = {}
+    for report in known:
+        standing = standings[report.task_id]
+        change = verdicts.judge(standing, agent_id, report, random.random())
+        before = changes.get(report.task_id)
+        if change is not None and (before is None or change.state is State.COMPLETED):
+            changes[report.task_id] = change
+    outcome = await ends.settle(connection, list(changes.values()), by=agent_id)
+    await ends.record(connection, agent_id, known)
+    return outcome
+
+
+def _report(row: dict[str, Any]) -> verdicts.Report:
+    state = row.pop("state")
+    if state not in verdicts.REPORTED:
+        raise wire.WireError(f"an attempt cannot end as {state!r}, only as {', '.join(verdicts.REPORTED)}")
+    return verdicts.Report(state=State(state), **row)
+
+
+async def _bury(connection: pool.Connection, agent_id: int, reports: Sequence[verdicts.Report]) -> set[bytes]:
+    """Leave a tombstone for each task that its origin ended and the hub does not know yet.
+
+    Returns the ids of those that were not known: there is nothing else to do about them.
+    """
+    own = {
+        report.task_id: report
+        for report in reports
+        if report.attempt == verdicts.OWN_ATTEMPT and report.state is not State.QUEUED
+    }
+    if not own:
+        return set()
+    closing = [verdicts.closing(report) for report in own.values()]
+    cursor = await connection.execute(
+        _SQL["tombstones"],
+        {
+            "agent_id": agent_id,
+            "queue": DEFAULT_QUEUE,
+            "task_ids": ids.array(own),
+            "states": [state.value for state, _ in closing],
+            "reasons": [reason and reason.value for _, reason in closing],
+            "errors": [report.error for report in own.values()],
+            "items_done": [report.items_done for report in own.values()],
+        },
+    )
+    return {task_id for (task_id,) in await cursor.fetchall()}
 
 
 async def tasks(
@@ -38,4 +129,8 @@ async def tasks(
 
     `tags`: the fair-share tag of each, 0 without.
     """
-    raise NotImplementedError
+    await connection.execute(_SQL["stage_tasks"])
+    column = pa.array(tags if tags is not None else [0.0] * batch.num_rows, pa.float64())
+    await copy.copy_in(connection, "staged_tasks", batch.append_column("tag", column))
+    cursor = await connection.execute(_SQL["insert_tasks"], {"agent_id": agent_id})
+    return ends.Outcome(queued=dict(await cursor.fetchall()))

@@ -2,31 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import psycopg
 import psycopg_pool
 
-Connection: TypeAlias = psycopg.AsyncConnection[tuple[object, ...]]
+from cloud_hub.store import ids
+
+Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
+Pool: TypeAlias = psycopg_pool.AsyncConnectionPool[Connection]
 
 UNAVAILABLE: Final[tuple[type[Exception], ...]] = (
-    psycopg.OperationalError,  # lost, refused, restarting, deadlock, time-out, disk full, pool time-out
-    psycopg.errors.ReadOnlySqlTransaction,  # a fail-over: still talking to the old primary
-    psycopg.errors.InFailedSqlTransaction,
+    psycopg.OperationalError,  # lost, refused, restarting, deadlock, time-out, disk full, no connection free
+    psycopg.errors.ReadOnlySqlTransaction,  # a fail-over, and we still talk to the old primary
 )
 """Errors of the store's state, not of the data: roll back, wait a little, do the same again."""
 
 REFUSED: Final[tuple[type[Exception], ...]] = (psycopg.DataError, psycopg.IntegrityError)
 """Errors of the data: the same again fails again; a batch that raises one belongs in quarantine."""
 
+_SETTINGS: Final = {
+    "statement_timeout": "30s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "60s",
+    # Queues outrun their statistics: plans are made for few rows and warm pages, never for what
+    # a statistic of last night promises, and not made again for each call.
+    "plan_cache_mode": "force_generic_plan",
+    "random_page_cost": "1.1",
+    "jit": "off",
+    "client_min_messages": "warning",
+    "timezone": "UTC",
+    "application_name": "backhaul",
+}
 
-def open_pool(
-    dsn: str, *, min_size: int = 1, max_size: int = 8
-) -> psycopg_pool.AsyncConnectionPool[Connection]:
-    """A pool, not yet open: use it as `async with pool.open_pool(dsn) as connections`."""
-    raise NotImplementedError
+_NETWORK: Final[dict[str, Any]] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""How a connection to a machine that vanished is noticed (s; the last in ms)."""
+
+
+def open_pool(dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: float = 10.0) -> Pool:
+    """A pool, not yet open: use it as `async with pool.open_pool(dsn) as connections`.
+
+    `async with connections.connection() as connection` lends one for a transaction, which is committed
+    when the block is left, or rolled back if by an error. One that broke is replaced; while none can
+    be had for `timeout_s`, PoolTimeout is raised, which is one of UNAVAILABLE.
+    """
+    return psycopg_pool.AsyncConnectionPool(
+        dsn,
+        kwargs=_NETWORK,
+        min_size=min_size,
+        max_size=max_size,
+        timeout=timeout_s,
+        reconnect_timeout=30.0,
+        configure=_configure,
+        check=psycopg_pool.AsyncConnectionPool.check_connection,
+        name="store",
+        open=False,
+    )
 
 
 async def connect(dsn: str) -> Connection:
     """One connection outside of a pool, set up as those in it."""
-    raise NotImplementedError
+    connection = await psycopg.AsyncConnection.connect(dsn, **_NETWORK)
+    await _configure(connection)
+    return connection
+
+
+async def _configure(connection: Connection) -> None:
+    ids.register(connection)
+    await connection.execute(
+        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+        (list(_SETTINGS), list(_SETTINGS.values())),
+    )
+    await connection.commit()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from cloud_hub.store import pool
+from cloud_hub.store import arrow, ids, pool, sql
 from shared import wire
+
+_SQL: Final = sql.load("results")
 
 SCHEMA: Final = pa.schema(
     [
@@ -21,6 +23,42 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """What a stream of result rows holds: the wire's columns, who sent them, and when they came."""
+
+
+class _Order(NamedTuple):
+    """An order of rows, and what comes after a position in it."""
+
+    order: bytes
+    beyond: bytes
+
+
+_BY_ITEM: Final = _Order(
+    b" ORDER BY r.task_id, r.item", b"(r.task_id, r.item) > (%(after_task)s, %(after_item)s)"
+)
+_NEWEST_FIRST: Final = _Order(
+    b" ORDER BY r.task_id DESC, r.item DESC", b"(r.task_id, r.item) < (%(after_task)s, %(after_item)s)"
+)
+
+_CONDITIONS: Final = {
+    "task_id": b"r.task_id = %(task_id)s",
+    "model": b"r.model = %(model)s",
+    "version": b"r.version = %(version)s",
+    "device": b"r.device = %(device)s",
+    "outcome": b"r.outcome = %(outcome)s",
+    "label": b"r.label = %(label)s",
+    "site": b"r.agent_id IN (SELECT agent_id FROM agents WHERE site = %(site)s)",
+    "agent": b"r.agent_id IN (SELECT agent_id FROM agents WHERE name = %(agent)s)",
+    "since": b"r.task_id >= %(since)s",
+    "until": b"r.task_id < %(until)s",
+}
+"""The fields of a Filter as SQL."""
+
+_PARAMETERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "task_id": ids.Id,
+    "since": ids.lowest,
+    "until": ids.lowest,
+}
+"""The fields that are said in task ids."""
 
 
 class Position(NamedTuple):
@@ -50,7 +88,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Newest task first, or, of one task, by item."""
+    """Newest task first, the last item of each first; or, of one task, by item."""
 
     rows: pa.RecordBatch
     """In the columns of SCHEMA."""
@@ -61,17 +99,53 @@ async def page(
     connection: pool.Connection, wanted: Filter, *, after: Position | None = None, limit: int = 100
 ) -> Page:
     """Rows, newest task first, that come after the position `after`."""
-    raise NotImplementedError
+    order, beyond = _NEWEST_FIRST if wanted.task_id is None else _BY_ITEM
+    where, parameters = _where(wanted, [beyond] if after is not None else [])
+    if after is not None:
+        parameters |= {"after_task": ids.Id(after.task_id), "after_item": after.item}
+    async with connection.cursor(binary=True) as cursor:
+        arrow.prepare(cursor)
+        await cursor.execute(
+            _SQL["select"] + where + order + b" LIMIT %(limit)s", {**parameters, "limit": limit + 1}
+        )
+        found = await cursor.fetchall()
+    rows = found[:limit]
+    last = Position(*rows[-1][:2]) if len(found) > limit else None
+    return Page(arrow.batch(SCHEMA, rows), last)
 
 
-def stream(connection: pool.Connection, wanted: Filter, *, rows: int = 8192) -> AsyncIterator[pa.RecordBatch]:
+async def stream(
+    connection: pool.Connection, wanted: Filter, *, rows: int = 8192
+) -> AsyncIterator[pa.RecordBatch]:
     """All rows, oldest task first, in batches of SCHEMA; memory is that of one batch.
 
     Needs a transaction of its own, open as long as the stream is read.
     """
-    raise NotImplementedError
+    where, parameters = _where(wanted)
+    await connection.execute(_SQL["patience"])
+    async with connection.cursor("results") as cursor:
+        arrow.prepare(cursor)
+        await cursor.execute(_SQL["select"] + where + _BY_ITEM.order, parameters, binary=True)
+        while found := await cursor.fetchmany(rows):
+            yield arrow.batch(SCHEMA, found)
 
 
 async def of_task(connection: pool.Connection, task_id: bytes) -> pa.RecordBatch:
     """The rows of one task, by item."""
-    raise NotImplementedError
+    where, parameters = _where(Filter(task_id=task_id))
+    async with connection.cursor(binary=True) as cursor:
+        arrow.prepare(cursor)
+        await cursor.execute(_SQL["select"] + where + _BY_ITEM.order, parameters)
+        return arrow.batch(SCHEMA, await cursor.fetchall())
+
+
+def _where(wanted: Filter, further: Sequence[bytes] = ()) -> tuple[bytes, dict[str, Any]]:
+    """The WHERE clause of a filter and its parameters."""
+    names = [name for name in _CONDITIONS if getattr(wanted, name) is not None]
+    conditions = [_CONDITIONS[name] for name in names] + list(further)
+    parameters = {name: _PARAMETERS.get(name, _as_it_is)(getattr(wanted, name)) for name in names}
+    return (b" WHERE " + b" AND ".join(conditions) if conditions else b"", parameters)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

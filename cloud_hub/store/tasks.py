@@ -4,10 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
-from cloud_hub.store import ends, pool
+import pyarrow as pa
+from psycopg.rows import dict_row
+
+from cloud_hub.store import copy, ends, ids, pool, sql, verdicts
 from shared import jobs, tasks, topics
+
+_SQL: Final = sql.load("tasks")
+
+_INSTANT: Final = pa.timestamp("us", tz="UTC")
+_TASK_COLUMNS: Final = pa.schema(
+    {
+        "task_id": pa.binary(16),
+        "observed_at": _INSTANT,
+        "deadline_at": _INSTANT,
+        "tag": pa.float64(),
+        "timeout_ms": pa.int64(),
+        "items": pa.int32(),
+        "payload_bytes": pa.int32(),
+        "priority": pa.int16(),
+        "max_attempts": pa.int16(),
+        "model": pa.string(),
+        "queue": pa.string(),
+        "content_type": pa.string(),
+        "version": pa.string(),
+        "device": pa.string(),
+        "traceparent": pa.string(),
+        "idempotency_key": pa.string(),
+        "client_id": pa.string(),
+    }
+)
+"""What a submission says of its task; the other columns take their defaults."""
+_PAYLOAD_COLUMNS: Final = pa.schema({"task_id": pa.binary(16), "body": pa.binary()})
+
+_CONDITIONS: Final = {
+    "reason": b"t.reason = %(reason)s",
+    "model": b"t.model = %(model)s",
+    "queue": b"t.queue = %(queue)s",
+    "device": b"t.device = %(device)s",
+    "site": b"o.site = %(site)s",
+}
+"""The fields of a Filter as SQL, the state apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +113,7 @@ class Task:
     not_before: datetime | None
     """While it waits after a failed attempt."""
     idempotency_key: str | None
+    client_id: str | None
     traceparent: str | None
     origin: topics.Agent | None
     """The agent that handed it over; None if it was submitted to the hub."""
@@ -114,34 +155,143 @@ class Counts:
 
 
 async def submit(connection: pool.Connection, submissions: Sequence[Submission]) -> list[Submitted]:
-    """Queue tasks, all in one go; in the order of `submissions`. Durable once the caller has committed."""
-    raise NotImplementedError
+    """Queue tasks, all in one go; in the order of `submissions`. Durable once the caller has committed.
+
+    Of submissions with one idempotency key, here or in another transaction at this very moment, one
+    becomes the task, and the others are told its id.
+    """
+    owners = await _claim(connection, submissions)
+    submitted = []
+    for submission in submissions:
+        key = submission.job.metadata.idempotency_key
+        task_id = submission.task_id if key is None else owners[key]
+        submitted.append(Submitted(task_id, repeated=task_id != submission.task_id))
+    fresh = [one for one, became in zip(submissions, submitted, strict=True) if not became.repeated]
+    if fresh:
+        await copy.copy_in(connection, "tasks", await _task_columns(connection, fresh))
+        await copy.copy_in(connection, "payloads", _payload_columns(fresh))
+    return submitted
+
+
+async def _claim(connection: pool.Connection, submissions: Sequence[Submission]) -> dict[str, bytes]:
+    """The task of each idempotency key: the one that had it before, or the first that brings it here."""
+    keys: dict[str, bytes] = {}
+    for submission in submissions:
+        if (key := submission.job.metadata.idempotency_key) is not None:
+            keys.setdefault(key, submission.task_id)
+    if not keys:
+        return keys
+    cursor = await connection.execute(
+        _SQL["claim"], {"keys": list(keys), "task_ids": ids.array(keys.values())}
+    )
+    return dict(await cursor.fetchall())
+
+
+async def _task_columns(connection: pool.Connection, submissions: Sequence[Submission]) -> pa.RecordBatch:
+    metadata = [submission.job.metadata for submission in submissions]
+    deadlines: list[datetime | None] = [None] * len(submissions)
+    if any(one.deadline_ms is not None for one in metadata):
+        # Deadlines are judged by the database's clock, so they are set by it.
+        row = await (await connection.execute(_SQL["now"])).fetchone()
+        assert row is not None
+        deadlines = [
+            None if one.deadline_ms is None else row[0] + timedelta(milliseconds=one.deadline_ms)
+            for one in metadata
+        ]
+    submitted = [submission.job for submission in submissions]
+    now = datetime.now(UTC)
+    return pa.RecordBatch.from_pydict(
+        {
+            "task_id": [submission.task_id for submission in submissions],
+            "observed_at": [now] * len(submissions),
+            "deadline_at": deadlines,
+            "tag": [submission.tag for submission in submissions],
+            "timeout_ms": [one.timeout_ms for one in metadata],
+            "items": [job.items for job in submitted],
+            "payload_bytes": [len(job.payload) for job in submitted],
+            "priority": [job.priority for job in submitted],
+            "max_attempts": [one.max_attempts for one in metadata],
+            "model": [job.model for job in submitted],
+            "queue": [one.queue for one in metadata],
+            "content_type": [job.content_type for job in submitted],
+            "version": [one.version for one in metadata],
+            "device": [submission.device for submission in submissions],
+            "traceparent": [one.traceparent for one in metadata],
+            "idempotency_key": [one.idempotency_key for one in metadata],
+            "client_id": [job.client_id for job in submitted],
+        },
+        schema=_TASK_COLUMNS,
+    )
+
+
+def _payload_columns(submissions: Sequence[Submission]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(
+        {
+            "task_id": [submission.task_id for submission in submissions],
+            "body": [submission.job.payload for submission in submissions],
+        },
+        schema=_PAYLOAD_COLUMNS,
+    )
 
 
 async def get(connection: pool.Connection, task_id: bytes) -> Task | None:
-    raise NotImplementedError
+    """One task as it stands; None if the hub does not know it."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_SQL["select"] + b" WHERE t.task_id = %(task_id)s", {"task_id": ids.Id(task_id)})
+        row = await cursor.fetchone()
+    return None if row is None else _task(row)
 
 
 async def attempts(connection: pool.Connection, task_id: bytes) -> list[Attempt]:
-    """The attempts at a task, oldest first; 0 is its origin's own."""
-    raise NotImplementedError
+    """The attempts at a task, oldest first, with the one that runs; 0 is its origin's own."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_SQL["attempts"], {"task_id": ids.Id(task_id)})
+        rows = await cursor.fetchall()
+    return [
+        Attempt(
+            agent=topics.Agent(row.pop("site"), row.pop("name")), state=tasks.State(row.pop("state")), **row
+        )
+        for row in rows
+    ]
 
 
 async def payload(connection: pool.Connection, task_id: bytes) -> bytes | None:
     """What the task runs on; None if there is no such task or it is completed."""
-    raise NotImplementedError
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(_SQL["payload"], {"task_id": ids.Id(task_id)})
+        row = await cursor.fetchone()
+    return None if row is None else bytes(row[0])
 
 
 async def list_page(
     connection: pool.Connection, wanted: Filter, *, before: bytes | None = None, limit: int = 100
 ) -> Page:
     """Tasks, newest first, older than `before`."""
-    raise NotImplementedError
+    conditions = [condition for name, condition in _CONDITIONS.items() if getattr(wanted, name) is not None]
+    if wanted.state is not None:
+        # Spelled out, so that the planner sees which partial index holds it.
+        conditions.append(b"t.state = '%s'" % wanted.state.value.encode())
+    if before is not None:
+        conditions.append(b"t.task_id < %(before)s")
+    where = b" WHERE " + b" AND ".join(conditions) if conditions else b""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _SQL["select"] + where + b" ORDER BY t.task_id DESC LIMIT %(limit)s",
+            {
+                **{name: getattr(wanted, name) for name in _CONDITIONS},
+                "before": before and ids.Id(before),
+                "limit": limit + 1,
+            },
+        )
+        found = [_task(row) for row in await cursor.fetchall()]
+    return Page(found[:limit], found[limit - 1].task_id if len(found) > limit else None)
 
 
 async def cancel(connection: pool.Connection, task_ids: Sequence[bytes]) -> ends.Outcome:
     """End tasks that are queued or processing; those that are not are left out of `ended`."""
-    raise NotImplementedError
+    standings = await ends.lock(connection, task_ids)
+    changes = [verdicts.cancelled(standing) for standing in standings.values()]
+    return await ends.settle(connection, [change for change in changes if change is not None])
 
 
 async def requeue(connection: pool.Connection, task_ids: Sequence[bytes]) -> list[bytes]:
@@ -149,8 +299,29 @@ async def requeue(connection: pool.Connection, task_ids: Sequence[bytes]) -> lis
 
     Failures are forgotten, the deadline too; rows of the failed run give way to those that will come.
     """
-    raise NotImplementedError
+    cursor = await connection.execute(_SQL["dead_letters"], {"task_ids": ids.array(task_ids)})
+    letters = [task_id for (task_id,) in await cursor.fetchall()]
+    if letters:
+        chosen = {"task_ids": ids.array(letters)}
+        await connection.execute(_SQL["clear_results"], chosen)
+        await connection.execute(_SQL["requeue"], chosen)
+    return letters
 
 
 async def counts(connection: pool.Connection) -> Counts:
-    raise NotImplementedError
+    """Counted, not estimated: the open tasks by an index of theirs, the others by the number of all."""
+    cursor = await connection.execute(_SQL["count_states"])
+    states = {tasks.State(state): count for state, count in await cursor.fetchall()}
+    cursor = await connection.execute(_SQL["count_queued"])
+    queued = {(model, queue): count for model, queue, count in await cursor.fetchall()}
+    return Counts(states, queued)
+
+
+def _task(row: dict[str, Any]) -> Task:
+    for place in ("origin", "agent"):
+        site, name = row.pop(f"{place}_site"), row.pop(f"{place}_name")
+        row[place] = None if site is None else topics.Agent(site, name)
+    reason = row.pop("reason")
+    return Task(
+        state=tasks.State(row.pop("state")), reason=None if reason is None else tasks.Reason(reason), **row
+    )

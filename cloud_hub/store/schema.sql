@@ -1,0 +1,233 @@
+-- The whole schema, for reading. The database is built by migrations/, and a test proves that all of
+-- them together make exactly this.
+
+-- Agents -------------------------------------------------------------------------------------------
+
+-- One row an epoch of an agent; the current one of a place is the one with the highest agent_id.
+CREATE TABLE agents (
+    agent_id   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    site       text NOT NULL,
+    name       text NOT NULL,
+    epoch      bigint NOT NULL,
+    online     boolean NOT NULL DEFAULT false,
+    draining   boolean NOT NULL DEFAULT false,
+    software   text NOT NULL DEFAULT '',
+    first_seen timestamptz NOT NULL DEFAULT now(),
+    last_seen  timestamptz NOT NULL DEFAULT now(),
+    telemetry  jsonb,
+    UNIQUE (site, name, epoch)
+) WITH (fillfactor = 50);
+
+-- Tasks --------------------------------------------------------------------------------------------
+
+-- The states that a task can be seen in: SUBMITTED and FAILED are passed through within a transaction,
+-- and a REJECTED job never gets here.
+CREATE TABLE tasks (
+    task_id         uuid PRIMARY KEY,
+    observed_at     timestamptz NOT NULL,
+    submitted_at    timestamptz NOT NULL DEFAULT now(),
+    finished_at     timestamptz,
+    deadline_at     timestamptz,
+    not_before      timestamptz,          -- QUEUED, but waiting after a failed attempt
+    tag             double precision NOT NULL DEFAULT 0,
+    timeout_ms      bigint,
+    items           integer NOT NULL,
+    items_done      integer NOT NULL DEFAULT 0,
+    payload_bytes   integer NOT NULL,
+    origin_agent    integer REFERENCES agents,
+    priority        smallint NOT NULL,
+    attempt         smallint NOT NULL DEFAULT 0,  -- the fencing token: grows with each grant, for ever
+    failures        smallint NOT NULL DEFAULT 0,  -- attempts that failed or were lost
+    max_attempts    smallint NOT NULL,
+    state           text NOT NULL DEFAULT 'QUEUED',
+    reason          text,
+    model           text NOT NULL,
+    queue           text NOT NULL,
+    content_type    text NOT NULL,
+    version         text,
+    device          text,
+    error           text,
+    traceparent     text,
+    idempotency_key text,
+    client_id       text,
+    response_topic  text,
+    correlation     bytea,
+    CONSTRAINT tasks_state CHECK (state IN ('QUEUED', 'PROCESSING', 'COMPLETED', 'TERMINATED')),
+    CONSTRAINT tasks_reason CHECK (
+        CASE state
+            WHEN 'TERMINATED' THEN coalesce(reason, '') IN ('cancelled', 'expired', 'exhausted', 'not_retriable')
+            ELSE reason IS NULL
+        END
+    ),
+    CONSTRAINT tasks_finished CHECK ((finished_at IS NOT NULL) = (state IN ('COMPLETED', 'TERMINATED'))),
+    CONSTRAINT tasks_backoff CHECK (not_before IS NULL OR state = 'QUEUED'),
+    CONSTRAINT tasks_attempt CHECK (attempt >= CASE state WHEN 'PROCESSING' THEN 1 ELSE 0 END),
+    CONSTRAINT tasks_failures CHECK (failures >= 0 AND (failures < max_attempts OR state = 'TERMINATED')),
+    CONSTRAINT tasks_items CHECK (items >= 1 AND items_done BETWEEN 0 AND items),
+    CONSTRAINT tasks_completed CHECK (state <> 'COMPLETED' OR items_done = items),
+    CONSTRAINT tasks_priority CHECK (priority BETWEEN 0 AND 9)
+) WITH (
+    fillfactor = 80,
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_analyze_scale_factor = 0.05
+);
+
+-- The scheduler's: the next task of a model and queue is the first entry there, at any depth.
+CREATE INDEX tasks_queued ON tasks (model, queue, priority DESC, tag, task_id)
+    WHERE state = 'QUEUED' AND not_before IS NULL;
+
+CREATE INDEX tasks_backing_off ON tasks (not_before)
+    WHERE state = 'QUEUED' AND not_before IS NOT NULL;
+
+CREATE INDEX tasks_due ON tasks (deadline_at)
+    WHERE state = 'QUEUED' AND deadline_at IS NOT NULL;
+
+-- Lists and counts of everything but the many that went well.
+CREATE INDEX tasks_open ON tasks (state, task_id)
+    WHERE state <> 'COMPLETED';
+
+-- Apart from its task, so that a change of state never copies it. Images are compressed already; a
+-- small payload stays in its row. No foreign key: written and deleted with its task in one transaction.
+CREATE TABLE payloads (
+    task_id uuid PRIMARY KEY,
+    body    bytea NOT NULL
+) WITH (toast_tuple_target = 4080);
+ALTER TABLE payloads ALTER COLUMN body SET STORAGE EXTERNAL;
+
+CREATE TABLE idempotency_keys (
+    key     text PRIMARY KEY,
+    task_id uuid NOT NULL
+);
+
+-- A row for each task that is PROCESSING. So few that the expired ones are found by looking through:
+-- without an index on expires_at a renewal touches one page and no index.
+CREATE TABLE leases (
+    task_id    uuid PRIMARY KEY,
+    granted_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    progress   bigint,
+    agent_id   integer NOT NULL REFERENCES agents,
+    attempt    smallint NOT NULL CHECK (attempt >= 1)
+) WITH (fillfactor = 50);
+
+CREATE INDEX leases_agent ON leases (agent_id);
+
+-- How attempts ended, by the word of their agents; of a lost one, by the hub's until that word comes.
+-- Attempt 0 is the origin's own, of a task that it took back. QUEUED: put back or lost.
+CREATE TABLE attempts (
+    task_id    uuid NOT NULL,
+    granted_at timestamptz,
+    ended_at   timestamptz NOT NULL DEFAULT now(),
+    run_us     bigint,
+    agent_id   integer NOT NULL,
+    items_done integer NOT NULL,
+    attempt    smallint NOT NULL,
+    state      text NOT NULL,
+    reason     text,
+    error      text,
+    PRIMARY KEY (task_id, attempt),
+    CONSTRAINT attempts_state CHECK (state IN ('COMPLETED', 'FAILED', 'TERMINATED', 'QUEUED'))
+);
+
+-- Results ------------------------------------------------------------------------------------------
+
+-- One row an item; the first that is committed wins. Partitioned by the time in the task ids (UUIDv7),
+-- so that a month is dropped whole and (task_id, item) is unique across all of them. Months are made
+-- ahead by the hub; `results_early` is for devices whose clock was never set.
+CREATE TABLE results (
+    task_id         uuid NOT NULL,
+    observed_at     timestamptz NOT NULL,
+    received_at     timestamptz NOT NULL DEFAULT now(),
+    clock_offset_us bigint,
+    clock_error_us  bigint,
+    wait_us         bigint,
+    run_us          bigint,
+    item            integer NOT NULL,
+    agent_id        integer NOT NULL,
+    score           real,
+    attempt         smallint NOT NULL,
+    outcome         text NOT NULL,
+    model           text NOT NULL,
+    version         text NOT NULL,
+    device          text,
+    label           text,
+    output          text,
+    error           text,
+    PRIMARY KEY (task_id, item),
+    CONSTRAINT results_outcome CHECK (outcome IN ('ok', 'failed', 'expired', 'cancelled'))
+) PARTITION BY RANGE (task_id);
+
+CREATE TABLE results_early PARTITION OF results
+    FOR VALUES FROM (MINVALUE) TO ('016f5e66-e800-0000-0000-000000000000');  -- 2020-01-01
+CREATE TABLE results_default PARTITION OF results DEFAULT;
+
+-- Rows whose (task_id, item) had a result already, or whose run was asked for again.
+CREATE TABLE shadows (
+    task_id     uuid NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    item        integer NOT NULL,
+    agent_id    integer NOT NULL,
+    score       real,
+    attempt     smallint NOT NULL,
+    agrees      boolean,  -- with the recorded row, on outcome and label; null: it gave way to a new run
+    outcome     text NOT NULL,
+    label       text
+);
+
+CREATE INDEX shadows_task ON shadows (task_id, item);
+
+-- Lanes --------------------------------------------------------------------------------------------
+
+CREATE TABLE up_lanes (
+    agent_id  integer NOT NULL REFERENCES agents,
+    lane      text NOT NULL,
+    cursor    bigint NOT NULL DEFAULT 0,  -- passed
+    committed bigint NOT NULL DEFAULT 0,  -- and really committed
+    numbered  bigint NOT NULL DEFAULT 0,  -- given out by the agent, as far as it said
+    PRIMARY KEY (agent_id, lane),
+    CONSTRAINT up_lanes_order CHECK (0 <= committed AND committed <= cursor AND cursor <= numbered)
+) WITH (fillfactor = 50);
+
+CREATE TABLE down_lanes (
+    agent_id integer NOT NULL REFERENCES agents,
+    lane     text NOT NULL,
+    numbered bigint NOT NULL DEFAULT 0,
+    acked    bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (agent_id, lane),
+    CONSTRAINT down_lanes_order CHECK (0 <= acked AND acked <= numbered)
+) WITH (fillfactor = 50);
+
+-- Chunks that wait to be sent down and acknowledged. Leases and results are composed when they are sent.
+CREATE TABLE outgoing (
+    agent_id integer NOT NULL,
+    lane     text NOT NULL,
+    first    bigint NOT NULL,
+    last     bigint NOT NULL,
+    kind     text NOT NULL,
+    task_id  uuid,
+    attempt  smallint,
+    body     jsonb,
+    PRIMARY KEY (agent_id, lane, first),
+    CONSTRAINT outgoing_span CHECK (1 <= first AND first <= last)
+);
+
+-- Batches that could not be applied, whole and with the reason.
+CREATE TABLE quarantine (
+    quarantine_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    agent_id      integer NOT NULL,
+    lane          text NOT NULL,
+    header        jsonb,
+    payload       bytea NOT NULL,
+    error         text NOT NULL,
+    received_at   timestamptz NOT NULL DEFAULT now()
+);
+
+-- Leadership ---------------------------------------------------------------------------------------
+
+-- One row: the token of the scheduler that took the lead last.
+CREATE TABLE leadership (
+    one   boolean PRIMARY KEY DEFAULT true CHECK (one),
+    token bigint NOT NULL,
+    since timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO leadership (token) VALUES (0);

@@ -1,0 +1,106 @@
+-- name: stage_results
+-- Where a batch goes that clashes with what is recorded; kept for the connection's life, emptied by each commit.
+CREATE TEMP TABLE IF NOT EXISTS staged_results (
+    LIKE results INCLUDING DEFAULTS, position integer NOT NULL
+) ON COMMIT DELETE ROWS;
+
+-- name: insert_staged
+-- In the order of their key, so that two batches of the same rows do not wait for each other in a circle.
+INSERT INTO results (
+    task_id, item, agent_id, attempt, device, model, version, outcome, label, score, output, error,
+    observed_at, clock_offset_us, clock_error_us, wait_us, run_us
+)
+SELECT
+    task_id, item, agent_id, attempt, device, model, version, outcome, label, score, output, error,
+    observed_at, clock_offset_us, clock_error_us, wait_us, run_us
+FROM staged_results
+ORDER BY task_id, item, position
+ON CONFLICT (task_id, item) DO NOTHING
+RETURNING task_id, item;
+
+-- name: shadow_staged
+-- The rows that did not get in beside those that are there. The first of a key in this batch may be the
+-- one that did: `inserted` are the keys that this batch brought in.
+WITH inserted AS (
+    SELECT * FROM unnest(%(task_ids)b::uuid[], %(items)s::int[]) AS i (task_id, item)
+),
+staged AS (
+    DELETE FROM staged_results RETURNING *
+),
+ranked AS (
+    SELECT s.*, row_number() OVER (PARTITION BY s.task_id, s.item ORDER BY s.position) AS place
+    FROM staged s
+),
+shadowed AS (
+    INSERT INTO shadows (task_id, item, agent_id, attempt, score, outcome, label, agrees)
+    SELECT
+        s.task_id, s.item, s.agent_id, s.attempt, s.score, s.outcome, s.label,
+        s.outcome = r.outcome AND s.label IS NOT DISTINCT FROM r.label
+    FROM ranked s
+    JOIN results r ON r.task_id = s.task_id AND r.item = s.item
+    LEFT JOIN inserted i ON i.task_id = s.task_id AND i.item = s.item
+    WHERE s.place > 1 OR i.task_id IS NULL
+    RETURNING agrees
+)
+SELECT count(*), count(*) FILTER (WHERE NOT agrees) FROM shadowed;
+
+-- name: tombstones
+-- Tasks that their origin took back and ended, while the record that hands them over is still on its
+-- way: they are there, ended, when it comes. Their result rows, which come first, describe them.
+INSERT INTO tasks (
+    task_id, state, reason, error, finished_at, origin_agent, items, items_done, payload_bytes, attempt,
+    max_attempts, priority, model, version, device, queue, content_type, observed_at
+)
+SELECT
+    e.task_id, e.state, e.reason, e.error, now(), %(agent_id)s, greatest(r.items, e.items_done, 1),
+    CASE e.state WHEN 'COMPLETED' THEN greatest(r.items, e.items_done, 1) ELSE e.items_done END,
+    0, 0, 1, 5, coalesce(r.model, ''), r.version, r.device, %(queue)s, '', coalesce(r.observed_at, now())
+FROM unnest(
+    %(task_ids)b::uuid[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[], %(items_done)s::int[]
+) AS e (task_id, state, reason, error, items_done)
+CROSS JOIN LATERAL (
+    SELECT
+        count(*)::int AS items, min(model) AS model, min(version) AS version, min(device) AS device,
+        min(observed_at) AS observed_at
+    FROM results r WHERE r.task_id = e.task_id
+) AS r
+ORDER BY e.task_id
+ON CONFLICT (task_id) DO NOTHING
+RETURNING task_id;
+
+-- name: stage_tasks
+CREATE TEMP TABLE IF NOT EXISTS staged_tasks (
+    task_id uuid, model text, version text, priority smallint, queue text, device text, content_type text,
+    payload bytea, items integer, timeout_ms bigint, deadline_ms bigint, traceparent text,
+    max_attempts smallint, idempotency_key text, response_topic text, correlation bytea,
+    observed_at timestamptz, tag double precision
+) ON COMMIT DELETE ROWS;
+
+-- name: insert_tasks
+-- A record without payload was withdrawn before it was sent; one that is known stays as it is.
+WITH staged AS (
+    DELETE FROM staged_tasks RETURNING *
+),
+taken AS (
+    INSERT INTO tasks (
+        task_id, model, version, priority, queue, device, content_type, payload_bytes, items, timeout_ms,
+        deadline_at, traceparent, max_attempts, idempotency_key, response_topic, correlation, observed_at,
+        tag, origin_agent
+    )
+    SELECT DISTINCT ON (task_id)
+        task_id, model, version, priority, queue, device, content_type, octet_length(payload), items,
+        timeout_ms, now() + deadline_ms * interval '1 millisecond', traceparent, max_attempts,
+        idempotency_key, response_topic, correlation, observed_at, tag, %(agent_id)s
+    FROM staged
+    WHERE payload IS NOT NULL
+    ORDER BY task_id
+    ON CONFLICT (task_id) DO NOTHING
+    RETURNING task_id, model
+),
+kept AS (
+    INSERT INTO payloads (task_id, body)
+    SELECT DISTINCT ON (task_id) task_id, payload
+    FROM staged JOIN taken USING (task_id)
+    WHERE payload IS NOT NULL
+)
+SELECT model, count(*) FROM taken GROUP BY model;

@@ -1,0 +1,66 @@
+-- name: lock
+-- Tasks as they stand, locked in the order of their ids, so that two of these never wait for each other.
+SELECT
+    t.task_id, t.state, t.model, t.items, t.items_done, t.attempt, t.failures, t.max_attempts,
+    coalesce(t.deadline_at <= now(), false) AS overdue,
+    t.origin_agent
+FROM tasks t
+WHERE t.task_id = ANY (%(task_ids)b::uuid[])
+ORDER BY t.task_id
+FOR UPDATE OF t;
+
+-- name: leases
+-- Read after the tasks are locked: nobody grants or takes them now.
+SELECT task_id, agent_id, attempt FROM leases WHERE task_id = ANY (%(task_ids)b::uuid[]);
+
+-- name: origins
+-- All epochs of the places of these agents.
+SELECT a.agent_id, array_agg(b.agent_id)
+FROM agents a JOIN agents b USING (site, name)
+WHERE a.agent_id = ANY (%(agent_ids)s::int[])
+GROUP BY a.agent_id;
+
+-- name: change
+-- `was` guards: a row that is not as it was locked is left alone.
+UPDATE tasks t SET
+    state = c.state,
+    reason = c.reason,
+    error = c.error,
+    items_done = c.items_done,
+    failures = c.failures,
+    not_before = now() + make_interval(secs => nullif(c.delay_s, 0)),
+    finished_at = CASE WHEN c.state IN ('COMPLETED', 'TERMINATED') THEN now() END
+FROM unnest(
+    %(task_ids)b::uuid[], %(was)s::text[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[],
+    %(items_done)s::int[], %(failures)s::smallint[], %(delays)s::float8[]
+) AS c (task_id, was, state, reason, error, items_done, failures, delay_s)
+WHERE t.task_id = c.task_id AND t.state = c.was;
+
+-- name: release
+-- Leases that end, with what the hub can say about their attempts; the word of their agents goes over it.
+WITH released AS (
+    DELETE FROM leases l
+    USING unnest(
+        %(task_ids)b::uuid[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[], %(items_done)s::int[]
+    ) AS c (task_id, state, reason, error, items_done)
+    WHERE l.task_id = c.task_id
+    RETURNING l.task_id, l.attempt, l.agent_id, l.granted_at, c.state, c.reason, c.error, c.items_done
+)
+INSERT INTO attempts (task_id, attempt, agent_id, granted_at, state, reason, error, items_done)
+SELECT task_id, attempt, agent_id, granted_at, state, reason, error, items_done FROM released
+ON CONFLICT (task_id, attempt) DO NOTHING;
+
+-- name: record
+-- What agents report of their attempts.
+INSERT INTO attempts AS a (task_id, attempt, agent_id, state, reason, error, items_done, run_us)
+SELECT task_id, attempt, %(agent_id)s, state, reason, error, items_done, run_us
+FROM unnest(
+    %(task_ids)b::uuid[], %(attempts)s::smallint[], %(states)s::text[], %(reasons)s::text[],
+    %(errors)s::text[], %(items_done)s::int[], %(run_us)s::bigint[]
+) AS r (task_id, attempt, state, reason, error, items_done, run_us)
+ON CONFLICT (task_id, attempt) DO UPDATE SET
+    agent_id = excluded.agent_id, state = excluded.state, reason = excluded.reason, error = excluded.error,
+    items_done = excluded.items_done, run_us = excluded.run_us, ended_at = excluded.ended_at;
+
+-- name: drop_payloads
+DELETE FROM payloads WHERE task_id = ANY (%(task_ids)b::uuid[]);

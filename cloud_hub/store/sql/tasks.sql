@@ -1,0 +1,72 @@
+-- name: claim
+-- One row a key, whether it is new or not; a key that another transaction is just claiming is waited
+-- for. In the order of the keys, so that two of these never wait for each other.
+INSERT INTO idempotency_keys AS k (key, task_id)
+SELECT key, task_id FROM unnest(%(keys)s::text[], %(task_ids)b::uuid[]) AS c (key, task_id) ORDER BY key
+ON CONFLICT (key) DO UPDATE SET task_id = k.task_id
+RETURNING key, task_id;
+
+-- name: now
+SELECT now();
+
+-- name: select
+SELECT
+    t.task_id, t.state, t.reason, t.error, t.model, t.version, t.priority, t.queue, t.tag, t.device,
+    t.content_type, t.payload_bytes, t.items, t.items_done, t.attempt, t.failures, t.max_attempts,
+    t.timeout_ms, t.deadline_at, t.not_before, t.idempotency_key, t.client_id, t.traceparent,
+    t.observed_at, t.submitted_at, t.finished_at,
+    o.site AS origin_site, o.name AS origin_name, h.site AS agent_site, h.name AS agent_name
+FROM tasks t
+LEFT JOIN agents o ON o.agent_id = t.origin_agent
+LEFT JOIN leases l ON l.task_id = t.task_id
+LEFT JOIN agents h ON h.agent_id = l.agent_id
+
+-- name: attempts
+SELECT
+    r.attempt, r.agent_id, g.site, g.name, r.state, r.reason, r.error, r.items_done, r.run_us, r.granted_at,
+    r.ended_at
+FROM (
+    SELECT attempt, agent_id, state, reason, error, items_done, run_us, granted_at, ended_at
+    FROM attempts WHERE task_id = %(task_id)s
+    UNION ALL
+    SELECT l.attempt, l.agent_id, 'PROCESSING', NULL, NULL, t.items_done, NULL, l.granted_at, NULL
+    FROM leases l JOIN tasks t USING (task_id) WHERE l.task_id = %(task_id)s
+) AS r
+JOIN agents g USING (agent_id)
+ORDER BY r.attempt;
+
+-- name: payload
+SELECT body FROM payloads WHERE task_id = %(task_id)s;
+
+-- name: dead_letters
+-- Those that can run again: their payload is there.
+SELECT t.task_id FROM tasks t
+WHERE t.task_id = ANY (%(task_ids)b::uuid[]) AND t.state = 'TERMINATED'
+    AND EXISTS (SELECT FROM payloads p WHERE p.task_id = t.task_id)
+ORDER BY t.task_id
+FOR UPDATE OF t;
+
+-- name: clear_results
+-- A row that says how the last run failed would stand in the way of a better one.
+WITH cleared AS (
+    DELETE FROM results WHERE task_id = ANY (%(task_ids)b::uuid[]) AND outcome <> 'ok' RETURNING *
+)
+INSERT INTO shadows (task_id, item, agent_id, attempt, score, outcome, label)
+SELECT task_id, item, agent_id, attempt, score, outcome, label FROM cleared;
+
+-- name: requeue
+UPDATE tasks SET
+    state = 'QUEUED', reason = NULL, error = NULL, finished_at = NULL, deadline_at = NULL, failures = 0
+WHERE task_id = ANY (%(task_ids)b::uuid[]) AND state = 'TERMINATED';
+
+-- name: count_states
+-- The many that are completed are those that are left of all.
+WITH open AS (
+    SELECT state, count(*) AS n FROM tasks WHERE state <> 'COMPLETED' GROUP BY state
+)
+SELECT state, n FROM open
+UNION ALL
+SELECT 'COMPLETED', (SELECT count(*) FROM tasks) - (SELECT coalesce(sum(n), 0) FROM open)::bigint;
+
+-- name: count_queued
+SELECT model, queue, count(*) FROM tasks WHERE state = 'QUEUED' AND not_before IS NULL GROUP BY model, queue;
