@@ -39,6 +39,18 @@ class Outcome:
     """Agents (ids) whose down lanes have new records."""
 
 
+def merge(outcomes: Iterable[Outcome]) -> Outcome:
+    """What several changes of one transaction did together."""
+    ended: list[End] = []
+    queued: Counter[str] = Counter()
+    told: set[int] = set()
+    for outcome in outcomes:
+        ended += outcome.ended
+        queued.update(outcome.queued)
+        told |= outcome.told
+    return Outcome(ended, dict(queued), frozenset(told))
+
+
 async def lock(connection: pool.Connection, task_ids: Iterable[bytes]) -> dict[bytes, verdicts.Standing]:
     """The tasks among `task_ids` that the hub knows, as they stand, locked until the transaction ends."""
     wanted = {"task_ids": ids.array(task_ids)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -15,8 +15,6 @@ LEASES: Final = outgoing.LEASES
 RESULTS: Final = outgoing.RESULTS
 COMMANDS: Final = outgoing.COMMANDS
 """The down lanes; the hub opens one generation of each."""
-
-Batch: TypeAlias = outgoing.Batch
 
 _SQL: Final = sql.load("lanes")
 
@@ -118,7 +116,7 @@ async def read(
     after: int,
     max_rows: int = wire.MAX_BATCH_ROWS,
     max_bytes: int = wire.MAX_BATCH_BYTES,
-) -> outgoing.Batch | None:
+) -> wire.Batch | None:
     """The next records of a down lane after the number `after`; None if there are none.
 
     Whole chunks of one kind; a single chunk above the limits comes alone.

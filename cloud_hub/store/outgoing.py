@@ -37,15 +37,6 @@ class Record:
     """The columns that are not composed from tables when it is sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Contiguous records of one kind, ready to be sent."""
-
-    span: lanes.Span
-    kind: wire.Kind
-    batches: list[pa.RecordBatch]
-
-
 async def append(connection: pool.Connection, records: Sequence[Record]) -> frozenset[int]:
     """Put records at the end of their lanes; returns the agents (ids) that have something to be sent."""
     if not records:
@@ -68,7 +59,7 @@ async def append(connection: pool.Connection, records: Sequence[Record]) -> froz
 
 async def read(
     connection: pool.Connection, agent_id: int, lane: lanes.Lane, after: int, max_rows: int, max_bytes: int
-) -> Batch | None:
+) -> wire.Batch | None:
     """The next records of a lane after the number `after`: whole chunks of one kind, within the limits.
 
     A single chunk above them comes alone. None if there is nothing.
@@ -88,7 +79,7 @@ async def read(
     batch = await _compose(connection, kind, {**place, "first": first, "last": last})
     ends = [end for _, end, _, _ in chunks if end <= last]
     span = lanes.Span(first, _within(batch, first, ends, max_bytes))
-    return Batch(span, kind, [batch.slice(0, span.size)])
+    return wire.Batch(span, kind, [batch.slice(0, span.size)])
 
 
 def _within(batch: pa.RecordBatch, first: int, ends: Sequence[int], max_bytes: int) -> int:

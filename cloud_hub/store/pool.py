@@ -8,6 +8,7 @@ import psycopg
 import psycopg_pool
 
 from cloud_hub.store import ids
+from shared import wire
 
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 Pool: TypeAlias = psycopg_pool.AsyncConnectionPool[Connection]
@@ -18,7 +19,7 @@ UNAVAILABLE: Final[tuple[type[Exception], ...]] = (
 )
 """Errors of the store's state, not of the data: roll back, wait a little, do the same again."""
 
-REFUSED: Final[tuple[type[Exception], ...]] = (psycopg.DataError, psycopg.IntegrityError)
+REFUSED: Final[tuple[type[Exception], ...]] = (psycopg.DataError, psycopg.IntegrityError, wire.WireError)
 """Errors of the data: the same again fails again; a batch that raises one belongs in quarantine."""
 
 _SETTINGS: Final = {
