@@ -148,6 +148,7 @@ class Agent:
                 self._hub,
                 policy.agent,
                 policy,
+                self._overflowed,
             )
             self._links.append(site)
             self._status.site_link, self._status.intake, self._status.replies = (
@@ -225,6 +226,10 @@ class Agent:
         """Tasks whose end is committed: answer their devices."""
         if self._replies is not None:
             self._replies.put([one.reply for one in finished if one.reply is not None])
+
+    def _overflowed(self) -> None:
+        if self._uplink is not None:
+            self._uplink.beat()
 
     def pages(self) -> dict[str, http.Page]:
         """The pages of the local port."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Final
 
 from edge_agent import clock, engine, hub, models, overflow, replies, runner, settings, verdicts, window
@@ -42,7 +43,9 @@ class Intake:
         beyond: hub.Hub,
         agent: topics.Agent,
         policy: settings.Settings,
+        on_overflow: Callable[[], None],
     ) -> None:
+        """`on_overflow` is called when tasks were handed over: the hub should know how busy this agent is."""
         self._link = mqtt
         self._journal = book
         self._engine = machine
@@ -52,6 +55,7 @@ class Intake:
         self._hub = beyond
         self._agent = agent
         self._policy = policy
+        self._on_overflow = on_overflow
         self._inbox = link.Inbox(policy.intake.in_flight)
         self.counts: Counter[str] = Counter()
         self.decisions: deque[tuple[str, overflow.Decision]] = deque(maxlen=REMEMBERED)
@@ -158,6 +162,7 @@ class Intake:
         if away:
             self.counts["overflowed"] += len(away)
             await self._journal.hand_over(away)
+            self._on_overflow()
         if again:
             self._replies.put(again)
 

@@ -61,8 +61,14 @@ class Outlet:
         self.batches_sent = 0
         self.records_sent = 0
         self.rewinds = 0
+        self.restart(numbers)
+
+    def restart(self, numbers: Mapping[lanes.Lane, tuple[int, int]]) -> None:
+        """Begin with what the store now says: (numbered, acknowledged) of each lane."""
+        self._senders.clear()
         for lane, (numbered, acknowledged) in sorted(numbers.items()):
             self._add(lane, lanes.Sender(acked=acknowledged, numbered=numbered))
+        self._wake.set()
 
     @property
     def unacknowledged(self) -> int:

@@ -3,8 +3,8 @@
 Order: priority, higher first; then the fair-share tag; then age, which the task id carries (UUIDv7).
 Placement: among the agents that have the model ready and credits left, the one predicted to complete
 the task first, from the wait it reports, what was just given to it, and its measured speed. An agent
-never gets more than its credits, and a task goes back to the agent that handed it over only if no
-other agent of the fleet has its model.
+never gets more than its credits, and a task goes back to the agent that handed it over only if that
+one says it is idle now, or if no other agent of the fleet has its model.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _take(able: _Able, task: Candidate) -> _Load | None:
             heapq.heappop(heap)
         elif now > completion:
             heapq.heapreplace(heap, (now, agent_id, load))
-        elif agent_id == task.origin_agent and able.owners != {agent_id}:
+        elif agent_id == task.origin_agent and load.executor.predicted_wait_s and able.owners != {agent_id}:
             passed_over = heapq.heappop(heap)
         else:
             found = load

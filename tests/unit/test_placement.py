@@ -96,7 +96,7 @@ def test_no_credit_stays_idle_while_a_task_that_fits_waits(
     spent = Counter(one.agent_id for one in placements)
     for waiting in (one for one in tasks if one.task_id not in placed):
         able = [one for one in executors if can_run(one, waiting)]
-        others = [one for one in able if one.agent_id != waiting.origin_agent]
+        others = [one for one in able if one.agent_id != waiting.origin_agent or not one.predicted_wait_s]
         assert all(spent[one.agent_id] == one.credits for one in (others or able))
 
 
@@ -131,8 +131,10 @@ def test_a_faster_agent_gets_more() -> None:
 
 
 def test_a_task_does_not_go_back_to_its_origin_while_others_have_its_model() -> None:
-    """Overflow waits for another agent rather than return to the one that had no room, unless it is alone."""
+    """Overflow waits for another agent rather than return to the one that is busy, unless it is alone."""
     waiting = task(1, origin_agent=1)
-    assert policy.place([waiting], [executor(1), executor(2, credits_=0)]) == []
-    assert policy.place([waiting], [executor(1), executor(2)])[0].agent_id == 2
-    assert policy.place([waiting], [executor(1), executor(3, model="other")])[0].agent_id == 1
+    busy = executor(1, wait_s=0.1)
+    assert policy.place([waiting], [busy, executor(2, credits_=0)]) == []
+    assert policy.place([waiting], [busy, executor(2, wait_s=9.0)])[0].agent_id == 2
+    assert policy.place([waiting], [busy, executor(3, model="other")])[0].agent_id == 1
+    assert policy.place([waiting], [executor(1), executor(2, credits_=0)])[0].agent_id == 1, "idle by now"

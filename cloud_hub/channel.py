@@ -1,0 +1,324 @@
+"""The hub's end of one agent's lanes: applies what comes up, sends what goes down.
+
+    message -> inbox (bounded) -> decode (thread) -> one transaction: rows and cursor -> acknowledge
+
+Messages are acknowledged to the broker when they arrive: MQTT wants that in order of arrival, so one
+agent whose batches cannot be applied would hold up all others. What is promised is kept by the lane's
+cursor; a batch dropped here for want of room is simply sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import psycopg_pool
+
+from cloud_hub import news
+from cloud_hub.store import apply, ends, pool
+from cloud_hub.store import lanes as lane_store
+from shared import backoff, lanes, link, outlet, signals, topics, wire
+
+log: Final = logging.getLogger(__name__)
+
+INBOX: Final = 64
+"""Batches of one agent that wait to be applied, more than its windows let it send at a time."""
+TOGETHER: Final = 16
+"""Batches applied in one transaction, at most: one commit serves them all."""
+TRIES: Final = 3
+"""A batch that PostgreSQL refuses so often is set aside."""
+
+_T = TypeVar("_T")
+
+Pool = psycopg_pool.AsyncConnectionPool[pool.Connection]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One batch as it came."""
+
+    lane: lanes.Lane
+    message: link.Message
+
+
+class Budget:
+    """Bytes of batches that may wait in this hub, for all agents together."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def take(self, size: int) -> bool:
+        """Whether `size` bytes may wait too."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def release(self, size: int) -> None:
+        self._left += size
+
+
+class DownLanes:
+    """The store of an agent's down lanes, as an outlet asks it."""
+
+    def __init__(self, connections: Pool, agent_id: int) -> None:
+        self._connections = connections
+        self._agent_id = agent_id
+
+    async def read(self, lane: lanes.Lane, after: int, max_rows: int, max_bytes: int) -> wire.Batch | None:
+        async with self._connections.connection() as connection:
+            found = await lane_store.read(connection, self._agent_id, lane, after, max_rows, max_bytes)
+        return wire.Batch(found.span, found.kind, found.batches) if found is not None else None
+
+    async def acknowledged(self, lane: lanes.Lane, cursor: int) -> None:
+        async with self._connections.connection() as connection:
+            await lane_store.acknowledged(connection, self._agent_id, lane, cursor)
+
+    async def numbers(self) -> dict[lanes.Lane, tuple[int, int]]:
+        async with self._connections.connection() as connection:
+            return await lane_store.down_lanes(connection, self._agent_id)
+
+
+class Channel:
+    """One agent, in one epoch."""
+
+    def __init__(
+        self,
+        agent: topics.Agent,
+        agent_id: int,
+        epoch: int,
+        connections: Pool,
+        mqtt: link.Link,
+        tell: news.News,
+        applying: asyncio.Semaphore,
+        budget: Budget,
+        counts: Counter[str],
+    ) -> None:
+        """`applying` bounds the transactions, `budget` the waiting bytes, of all channels together."""
+        self.agent = agent
+        self.agent_id = agent_id
+        self.epoch = epoch
+        self._connections = connections
+        self._link = mqtt
+        self._news = tell
+        self._applying = applying
+        self._budget = budget
+        self._counts = counts
+        self._inbox: asyncio.Queue[Arrival] = asyncio.Queue(INBOX)
+        self._refusals: Counter[tuple[lanes.Lane, int]] = Counter()
+        self._down = DownLanes(connections, agent_id)
+        self._outlet: outlet.Outlet | None = None
+        self._check_down = asyncio.Event()
+        self._cursors: dict[lanes.Lane, int] = {}
+        """The up lanes' cursors, as last committed by this process."""
+
+    def put(self, arrival: Arrival) -> bool:
+        """A batch has come; False if there is no room for it, so that its sender must repeat it."""
+        try:
+            self._inbox.put_nowait(arrival)
+        except asyncio.QueueFull:
+            return False
+        return True
+
+    def wake_down(self) -> None:
+        """Its down lanes have new records."""
+        self._check_down.set()
+
+    def reconnected(self) -> None:
+        """The agent is there again: what was sent down may not have reached it."""
+        if self._outlet is not None:
+            self._outlet.reconnected()
+
+    async def acknowledge(self, acks: Sequence[signals.Ack]) -> None:
+        """The agent's cursors of its down lanes."""
+        if self._outlet is None:
+            return
+        try:
+            await self._outlet.acknowledge(acks)
+        except lanes.JournalRegressed as error:
+            # PostgreSQL was put back to an older state: what waits is numbered anew, after the agent's cursor.
+            log.error("%s epoch %d: %s", self.agent, self.epoch, error)
+            self._counts["regressed"] += 1
+            async with self._connections.connection() as connection:
+                for ack in acks:
+                    await lane_store.renumber(
+                        connection, self.agent_id, lanes.Lane.parse(ack.lane), ack.cursor
+                    )
+            self._outlet.restart(await self._down.numbers())
+
+    async def greet(self) -> None:
+        """Tell the agent our cursors, so that it goes on after them at once."""
+        async with self._connections.connection() as connection:
+            books = (await lane_store.ledgers(connection, [self.agent_id])).get(self.agent_id)
+        if books is not None and books.up:
+            await self._send_acks(
+                [
+                    signals.Ack(lane=str(lane), cursor=ledger.cursor, rewind=True)
+                    for lane, ledger in books.up.items()
+                ]
+            )
+
+    async def heartbeat(self) -> None:
+        """Answer the agent's: it hands work over only to a hub that it hears."""
+        await self._send_acks(
+            [signals.Ack(lane=str(lane), cursor=cursor) for lane, cursor in self._cursors.items()]
+        )
+
+    async def run(self) -> None:
+        """Apply and send until cancelled."""
+        numbers = await _steadily(self._down.numbers, f"down lanes of {self.agent}")
+        self._outlet = outlet.Outlet(
+            self._down, self._link, lambda lane: topics.down(self.agent, lane), self.epoch, numbers
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._apply_arrivals(), name=f"{self.agent}: apply")
+            group.create_task(self._outlet.run(), name=f"{self.agent}: send down")
+            group.create_task(self._watch_down(self._outlet), name=f"{self.agent}: watch down lanes")
+
+    async def _watch_down(self, sending: outlet.Outlet) -> None:
+        while True:
+            await self._check_down.wait()
+            self._check_down.clear()
+            numbers = await _steadily(self._down.numbers, f"down lanes of {self.agent}")
+            sending.appended({lane: numbered for lane, (numbered, _) in numbers.items()})
+
+    async def _apply_arrivals(self) -> None:
+        while True:
+            arrivals = [await self._inbox.get()]
+            while len(arrivals) < TOGETHER and not self._inbox.empty():
+                arrivals.append(self._inbox.get_nowait())
+            await self._apply(arrivals)
+
+    async def _apply(self, arrivals: list[Arrival]) -> None:
+        """Apply batches in one transaction and acknowledge; alone, if PostgreSQL refuses one of them."""
+        pause = backoff.Backoff(base_s=0.05, cap_s=2.0)
+        while True:
+            try:
+                async with self._applying:
+                    acks, outcomes = await self._commit(arrivals)
+                break
+            except pool.UNAVAILABLE as error:
+                self._counts["unavailable"] += 1
+                log.warning("%s: PostgreSQL is not available, trying again: %s", self.agent, error)
+                await asyncio.sleep(pause.next())
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other agents
+                if len(arrivals) > 1:
+                    for arrival in arrivals:
+                        await self._apply([arrival])
+                    return
+                self._refuse(arrivals[0], error)
+        self._budget.release(sum(len(arrival.message.payload) for arrival in arrivals))
+        for outcome in outcomes:
+            self._news.tell(outcome)
+        self._cursors.update({lanes.Lane.parse(ack.lane): ack.cursor for ack in acks})
+        await self._send_acks(acks)
+
+    def _refuse(self, arrival: Arrival, error: Exception) -> None:
+        header = wire.Header.parse(arrival.message.properties)
+        self._refusals[arrival.lane, header.span.first] += 1
+        log.error("%s lane %s records %d to %d refused: %s", self.agent, arrival.lane, *header.span, error)
+
+    async def _commit(self, arrivals: Sequence[Arrival]) -> tuple[list[signals.Ack], list[ends.Outcome]]:
+        """One transaction: the rows of all batches and the cursors of their lanes."""
+        acks: dict[lanes.Lane, signals.Ack] = {}
+        outcomes: list[ends.Outcome] = []
+        rows = 0
+        async with self._connections.connection() as connection, connection.transaction():
+            receivers: dict[lanes.Lane, lanes.Receiver] = {}
+            for lane in sorted({arrival.lane for arrival in arrivals}):
+                held = await lane_store.lock(connection, self.agent_id, lane)
+                receivers[lane] = lanes.Receiver(held.cursor)
+            for arrival in arrivals:
+                receiver = receivers[arrival.lane]
+                try:
+                    header = wire.Header.parse(arrival.message.properties)
+                except wire.WireError as error:
+                    await self._set_aside(connection, arrival, None, str(error))
+                    continue
+                decision = receiver.receive(header.span, header.floor)
+                if decision.verdict is lanes.Verdict.APPLY:
+                    added, outcome = await self._apply_one(connection, arrival, header, decision.skip)
+                    rows += added
+                    outcomes.append(outcome)
+                    if decision.lost:
+                        log.error("%s lane %s: %d records are lost", self.agent, arrival.lane, decision.lost)
+                    receiver.commit(header.span.last)
+                    await lane_store.advance(
+                        connection,
+                        self.agent_id,
+                        arrival.lane,
+                        last=header.span.last,
+                        added=added,
+                        numbered=header.numbered,
+                    )
+                acks[arrival.lane] = signals.Ack(
+                    lane=str(arrival.lane),
+                    cursor=receiver.cursor,
+                    rewind=decision.verdict is lanes.Verdict.GAP,
+                    echo_us=header.sent_us,
+                )
+                self._counts[decision.verdict.name.lower()] += 1
+        self._counts["records"] += rows
+        return list(acks.values()), outcomes
+
+    async def _apply_one(
+        self, connection: pool.Connection, arrival: Arrival, header: wire.Header, skip: int
+    ) -> tuple[int, ends.Outcome]:
+        """Apply the new records of a batch, or set it aside if it cannot be read; returns how many."""
+        kind = wire.KINDS.get(header.kind)
+        try:
+            if kind is None:
+                raise wire.WireError(f"records of the kind {header.kind!r} are not known here")
+            if self._refusals[arrival.lane, header.span.first] >= TRIES:
+                raise wire.WireError("the database refused it")
+            batch = await asyncio.to_thread(wire.decode, kind, arrival.message.payload, header.span.size)
+        except wire.WireError as error:
+            await self._set_aside(connection, arrival, header, str(error))
+            return 0, ends.Outcome()
+        batch = batch.slice(skip)
+        outcome = ends.Outcome()
+        if kind is wire.RESULTS:
+            applied = await apply.results(connection, self.agent_id, batch)
+            self._counts["shadows"] += applied.shadowed
+            self._counts["results"] += applied.inserted
+        elif kind is wire.ATTEMPTS:
+            outcome = await apply.attempts(connection, self.agent_id, batch)
+        elif kind is wire.TASKS:
+            outcome = await apply.tasks(connection, self.agent_id, batch)
+        else:
+            await self._set_aside(connection, arrival, header, f"{kind.name} do not travel upwards")
+            return 0, outcome
+        return batch.num_rows, outcome
+
+    async def _set_aside(
+        self, connection: pool.Connection, arrival: Arrival, header: wire.Header | None, error: str
+    ) -> None:
+        self._counts["quarantined"] += 1
+        log.error("%s lane %s: batch set aside: %s", self.agent, arrival.lane, error)
+        await lane_store.quarantine(
+            connection, self.agent_id, arrival.lane, header, arrival.message.payload, error
+        )
+
+    async def _send_acks(self, acks: list[signals.Ack]) -> None:
+        message = signals.Acks(epoch=self.epoch, acks=acks, sent_us=time.time_ns() // 1000)
+        try:
+            await self._link.room()
+            self._link.publish_nowait(topics.down(self.agent, topics.ACK), signals.encode(message), qos=1)
+        except link.LinkDown:
+            log.debug("%s: acknowledgement not sent, the link is down", self.agent)
+
+
+async def _steadily(read: Callable[[], Awaitable[_T]], what: str) -> _T:
+    """Read from PostgreSQL, again and again while it is not available."""
+    pause = backoff.Backoff(base_s=0.05, cap_s=2.0)
+    while True:
+        try:
+            return await read()
+        except pool.UNAVAILABLE as error:
+            log.warning("%s: PostgreSQL is not available, trying again: %s", what, error)
+            await asyncio.sleep(pause.next())

@@ -1,0 +1,79 @@
+"""The agents as they are now: who is there, what each can run, how much more it would take.
+
+Fed by presence and telemetry, asked by the scheduler and the dashboard. It is a picture, not a record:
+after a restart it fills within one heartbeat, and nothing durable depends on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cloud_hub.scheduler import policy
+from shared import signals, topics
+
+
+@dataclass(slots=True)
+class Member:
+    """One agent of the fleet."""
+
+    agent_id: int
+    agent: topics.Agent
+    epoch: int
+    online: bool
+    """What its presence says; a broker may be late with a will, so look at `heard` too."""
+    heard: float
+    """When it last said anything (s, monotonic)."""
+    telemetry: signals.Telemetry | None = None
+    draining: bool = False
+
+
+class Fleet:
+    """The current epoch of every agent that was heard of since the hub started."""
+
+    def __init__(self, silent_after_s: float) -> None:
+        self._silent_after_s = silent_after_s
+        self._members: dict[topics.Agent, Member] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def find(self, agent: topics.Agent) -> Member | None:
+        return self._members.get(agent)
+
+    def join(self, member: Member) -> None:
+        """A new agent, or a new epoch of one."""
+        self._members[member.agent] = member
+
+    def heard(self, member: Member, telemetry: signals.Telemetry | None = None) -> bool:
+        """Something came from `member`; True if its telemetry is news."""
+        member.heard = time.monotonic()
+        if telemetry is None:
+            return False
+        known = member.telemetry
+        if known is not None and telemetry.sequence <= known.sequence and telemetry.sequence > 1:
+            return False  # an older one that came late
+        member.telemetry = telemetry
+        return True
+
+    def alive(self, member: Member) -> bool:
+        """Present by its word, and heard of lately."""
+        return member.online and time.monotonic() - member.heard < self._silent_after_s
+
+    def executors(self, outstanding: Mapping[int, int]) -> list[policy.Executor]:
+        """The agents that may be given work, their credits reduced by the leases they hold."""
+        executors = []
+        for member in self._members.values():
+            told = member.telemetry
+            if told is None or member.draining or not self.alive(member):
+                continue
+            executors.append(
+                policy.Executor(
+                    agent_id=member.agent_id,
+                    credits=max(0, told.capacity - outstanding.get(member.agent_id, 0)),
+                    models={(model.name, model.version): model.items_per_s for model in told.models},
+                    predicted_wait_s=told.predicted_wait_s,
+                )
+            )
+        return executors

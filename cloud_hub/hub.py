@@ -1,0 +1,191 @@
+"""The composition root of a hub: builds everything, wires it, owns start and stop.
+
+Stop, on SIGTERM or SIGINT: no new requests, what was submitted is committed, the broker is told goodbye.
+All that was promised is in PostgreSQL; batches on their way up come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import prometheus_client
+import uvicorn
+from fastapi import FastAPI
+
+from cloud_hub import events, fleet, gateway, hot, leases, metrics, news, settings
+from cloud_hub.api import app, context, submissions
+from cloud_hub.scheduler import scheduler
+from cloud_hub.store import migrate, partitions, pool
+from shared import backoff, jobs, link, topics
+
+log: Final = logging.getLogger(__name__)
+
+STOP_S: Final = 5.0
+KEEP_HOUSE_S: Final = 3600.0
+
+
+class Hub:
+    """The parts of a running hub and how they are wired."""
+
+    def __init__(self, policy: settings.Settings, connections: pool.Pool) -> None:
+        self._policy = policy
+        self._connections = connections
+        self.registry = prometheus_client.CollectorRegistry()
+        self._events = events.Events()
+        self._fleet = fleet.Fleet(policy.gateway.silent_after_s)
+        self._scheduler = scheduler.Scheduler(connections, self._fleet, policy.scheduler, policy.leases.ttl_s)
+        self._hot = hot.Hot(policy.redis, self._on_news)
+        self._link = link.Link(
+            policy.broker.address(),
+            f"backhaul-hub-{socket.gethostname()}-{policy.http.port}",
+            keepalive_s=policy.gateway.keepalive_s,
+            in_flight_limit=100,
+            receive_maximum=policy.gateway.in_flight,
+        )
+        self._gateway = gateway.Gateway(
+            self._link,
+            connections,
+            self._fleet,
+            self._events,
+            self._hot,
+            policy.gateway,
+            policy.leases.ttl_s,
+        )
+        self._keeper = leases.Keeper(connections, self._gateway.news, policy.leases)
+        self._submitter = submissions.Submitter(
+            submissions.into(connections, self._gateway.news.tell), registry=self.registry
+        )
+        self.registry.register(
+            metrics.HubMetrics(self._gateway, self._scheduler, self._keeper, self._hot, self._link)
+        )
+        self._app = app.create(
+            connections,
+            self._submitter,
+            self._events,
+            self._fleet,
+            context.Settings(silent_after_s=policy.gateway.silent_after_s),
+            tell=self._gateway.news.tell,
+            tag=_no_tag,
+            drained=self._drained,
+            broker=lambda: self._link.connected,
+            redis=lambda: self._hot.available if policy.redis else None,
+            registry=self.registry,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`, then stop in order."""
+        server = _server(self._app, self._policy.http)
+        async with asyncio.TaskGroup() as group:
+            answering = group.create_task(server.serve(), name="http")
+            working = [
+                group.create_task(work, name=name)
+                for name, work in (
+                    ("submitter", self._submitter.run()),
+                    ("gateway", self._gateway.run()),
+                    ("scheduler", self._scheduler.run(self._gateway.news)),
+                    ("leases", self._keeper.run()),
+                    ("hot state", self._hot.run()),
+                    ("snapshots", self._app.state.snapshots.run()),
+                    ("housekeeping", self._keep_house()),
+                    ("link", self._link.run()),
+                )
+            ]
+            waiting = group.create_task(stop.wait(), name="stop")
+            await asyncio.wait([waiting, answering], return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping")
+            waiting.cancel()
+            self._events.close()
+            server.should_exit = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await answering
+            for one in working:
+                one.cancel()
+
+    def _on_news(self, word: str) -> None:
+        if word in (news.QUEUED, news.FREED):
+            self._scheduler.wake()
+
+    def _drained(self, agent: topics.Agent, draining: bool) -> None:
+        member = self._fleet.find(agent)
+        if member is not None:
+            member.draining = draining
+        self._scheduler.wake()
+
+    async def _keep_house(self) -> None:
+        """Partitions for the months to come, and those past their time dropped whole."""
+        while True:
+            now = datetime.now(UTC)
+            try:
+                async with self._connections.connection() as connection:
+                    await partitions.ensure(connection, now)
+                    if self._policy.retention.results_months:
+                        oldest = now - timedelta(days=31 * self._policy.retention.results_months)
+                        for name in await partitions.drop_before(connection, oldest):
+                            log.info("results older than %s dropped: %s", oldest.date(), name)
+            except pool.UNAVAILABLE as error:
+                log.warning("housekeeping put off: %s", error)
+                await asyncio.sleep(60)
+                continue
+            await asyncio.sleep(KEEP_HOUSE_S)
+
+
+async def run(policy: settings.Settings) -> None:
+    """Run a hub until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await _patiently(lambda: migrate.migrate(policy.database), stop)
+    if stop.is_set():
+        return
+    async with pool.open_pool(policy.database, min_size=2, max_size=policy.connections) as connections:
+        await Hub(policy, connections).run(stop)
+
+
+async def _patiently(work: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
+    """Do `work`, again and again while PostgreSQL is not there yet, unless told to stop."""
+    pause = backoff.Backoff(base_s=0.2, cap_s=5.0)
+    while not stop.is_set():
+        try:
+            await work()
+            return
+        except pool.UNAVAILABLE as error:
+            log.warning("PostgreSQL is not there yet: %s", error)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause.next()):
+                await stop.wait()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own: this process has its own order of stopping."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(application: FastAPI, policy: settings.Http) -> uvicorn.Server:
+    return _Server(
+        uvicorn.Config(
+            application,
+            host=policy.host,
+            port=policy.port,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=int(STOP_S),
+        )
+    )
+
+
+def _no_tag(job: jobs.Job) -> float:
+    """Every task the same tag: within a priority, age decides."""
+    return 0.0

@@ -1,0 +1,55 @@
+"""The hub's own metrics, in Prometheus' conventions; never a task id in a label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import core, registry
+
+from cloud_hub import gateway, hot, leases
+from cloud_hub.scheduler import scheduler
+from shared import link
+
+
+class HubMetrics(registry.Collector):
+    """Reads the counters of a running hub's parts when asked."""
+
+    def __init__(
+        self,
+        ways: gateway.Gateway,
+        placing: scheduler.Scheduler,
+        keeper: leases.Keeper,
+        everywhere: hot.Hot,
+        broker: link.Link,
+    ) -> None:
+        self._gateway = ways
+        self._scheduler = placing
+        self._keeper = keeper
+        self._hot = everywhere
+        self._link = broker
+
+    def collect(self) -> Iterator[core.Metric]:
+        lanes = self._gateway.counts
+        for name, text, total in (
+            ("lane_records", "Records of up lanes committed.", lanes["records"]),
+            ("results", "Result rows recorded.", lanes["results"]),
+            ("shadow_results", "Result rows that came after the first of their item.", lanes["shadows"]),
+            ("lane_batches_applied", "Batches of up lanes applied.", lanes["apply"]),
+            ("lane_batches_repeated", "Batches seen before.", lanes["repeat"]),
+            ("lane_gaps", "Batches that came before an earlier one.", lanes["gap"]),
+            ("lane_batches_dropped", "Batches that found no room, and come again.", lanes["dropped"]),
+            ("lane_batches_quarantined", "Batches set aside.", lanes["quarantined"]),
+            ("messages_unreadable", "Messages that could not be read.", lanes["unreadable"]),
+            ("leases_granted", "Attempts leased to agents.", self._scheduler.counts["granted"]),
+            ("leases_lost", "Leases that ran out.", self._keeper.counts["lost"]),
+            ("tasks_expired", "Tasks whose deadline passed in the queue.", self._keeper.counts["expired"]),
+            ("scheduler_passes", "Passes of the scheduler.", self._scheduler.counts["passes"]),
+            ("redis_failures", "Times Redis did not answer.", self._hot.failures),
+        ):
+            yield core.CounterMetricFamily(f"backhaul_hub_{name}", text, value=total)
+        yield core.GaugeMetricFamily(
+            "backhaul_hub_broker_up", "Whether the broker is connected.", value=float(self._link.connected)
+        )
+        yield core.GaugeMetricFamily(
+            "backhaul_hub_redis_up", "Whether Redis is there.", value=float(self._hot.available)
+        )

@@ -1,0 +1,40 @@
+"""What a committed change means for those who wait: one place that tells all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cloud_hub import events, hot
+from cloud_hub.store import ends
+
+QUEUED = "queued"
+"""Tasks wait: the scheduler has something to place."""
+FREED = "freed"
+"""Leases ended or an agent has more room: the scheduler may place more."""
+
+
+class News:
+    """Tells clients that wait, the scheduler and the down lanes what has just been committed."""
+
+    def __init__(
+        self, here: events.Events, everywhere: hot.Hot, wake_lanes: Callable[[Iterable[int]], None]
+    ) -> None:
+        """`wake_lanes` is told of agents (ids) whose down lanes have new records."""
+        self._here = here
+        self._everywhere = everywhere
+        self._wake_lanes = wake_lanes
+
+    def tell(self, outcome: ends.Outcome) -> None:
+        """After the commit of what `outcome` describes."""
+        for end in outcome.ended:
+            self._here.publish(events.TaskEnded(end.task_id, end.state, end.reason, end.model))
+        for model, count in outcome.queued.items():
+            self._here.publish(events.TaskQueued(model, count))
+        if outcome.queued:
+            self._everywhere.announce(QUEUED)
+        if outcome.told:
+            self._wake_lanes(outcome.told)
+
+    def freed(self) -> None:
+        """An agent can take more than before."""
+        self._everywhere.announce(FREED)

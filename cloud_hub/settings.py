@@ -1,0 +1,89 @@
+"""All settings of a hub, each declared once with its unit; built at start and passed down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from shared import settings
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Http(_Section, frozen=True):
+    """REST, metrics and the dashboard."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+class Gateway(_Section, frozen=True):
+    """The way between the agents and the store."""
+
+    in_flight: int = 200
+    """Messages that the broker may send before the first is acknowledged."""
+    applying: int = 4
+    """Transactions that apply batches at one time."""
+    keepalive_s: int = 15
+    silent_after_s: float = 10.0
+    """An agent not heard for so long gets no work and is shown as silent."""
+
+
+class Leases(_Section, frozen=True):
+    """The grant of an attempt."""
+
+    ttl_s: float = 15.0
+    """How long a lease lasts without progress."""
+    look_every_s: float = 1.0
+    """How often lost leases and passed deadlines are looked for."""
+
+
+class Scheduler(_Section, frozen=True):
+    """Placement of queued tasks."""
+
+    batch: int = 1000
+    """Tasks placed in one pass, at most, of each model."""
+    idle_s: float = 1.0
+    """A pass is made at least this often; events wake it at once."""
+
+
+class Retention(_Section, frozen=True):
+    """What the database keeps."""
+
+    results_months: int = 0
+    """Whole months of results to keep; 0 keeps all."""
+
+
+class Settings(_Section, frozen=True):
+    """The file hub.toml."""
+
+    database: str = "postgresql://127.0.0.1:5432/backhaul"
+    """Address of PostgreSQL, in libpq's form."""
+    connections: int = 12
+    """To PostgreSQL, at most."""
+    redis: str | None = None
+    """Address of Redis or Valkey. It holds nothing that may not be lost; without it a hub runs alone."""
+    broker: settings.Broker = settings.Broker()
+    http: Http = Http()
+    gateway: Gateway = Gateway()
+    leases: Leases = Leases()
+    scheduler: Scheduler = Scheduler()
+    retention: Retention = Retention()
+
+
+def load(path: Path) -> Settings:
+    """The settings in `path`. Raises BadSettings."""
+    read = settings.load(path, Settings)
+    for what, value in (
+        ("connections", read.connections - 2),  # the API and the scheduler need one each
+        ("gateway.in_flight", read.gateway.in_flight),
+        ("gateway.applying", read.gateway.applying),
+        ("scheduler.batch", read.scheduler.batch),
+        ("leases.ttl_s", read.leases.ttl_s),
+    ):
+        if value <= 0:
+            raise settings.BadSettings(f"{path}: {what} is too small")
+    return read
