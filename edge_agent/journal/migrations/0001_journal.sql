@@ -1,0 +1,100 @@
+-- Whose journal this is. The epoch is a random number that says "these lanes are numbered from 1 anew".
+CREATE TABLE meta (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch INTEGER NOT NULL CHECK (epoch > 0),
+    site TEXT NOT NULL,
+    name TEXT NOT NULL
+) STRICT;
+
+-- Tasks that this agent answers for and has not finished.
+CREATE TABLE tasks (
+    seq INTEGER PRIMARY KEY,
+    task_id BLOB NOT NULL UNIQUE CHECK (length(task_id) = 16),
+    origin TEXT NOT NULL CHECK (origin IN ('device', 'hub')),
+    holder TEXT NOT NULL CHECK (holder IN ('edge', 'hub')),
+    hub_attempt INTEGER CHECK (hub_attempt >= 0),
+    model TEXT NOT NULL,
+    version TEXT,
+    priority INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 9),
+    rank INTEGER NOT NULL GENERATED ALWAYS AS (-priority) VIRTUAL,
+    queue TEXT NOT NULL,
+    tag REAL NOT NULL,
+    device TEXT,
+    content_type TEXT NOT NULL,
+    items INTEGER NOT NULL CHECK (items >= 1),
+    items_done INTEGER NOT NULL CHECK (items_done BETWEEN 0 AND items),
+    attempt INTEGER NOT NULL CHECK (attempt >= 0),
+    max_attempts INTEGER NOT NULL,
+    crashes INTEGER NOT NULL CHECK (crashes >= 0),
+    timeout_ms INTEGER,
+    deadline_ms INTEGER,
+    accepted_us INTEGER NOT NULL,
+    response_topic TEXT,
+    correlation BLOB,
+    client_id TEXT,
+    mqtt_version INTEGER,
+    traceparent TEXT,
+    idempotency_key TEXT,
+    payload BLOB NOT NULL, -- last, so that no other column lies behind its overflow pages
+    CHECK (origin = 'device' OR hub_attempt IS NOT NULL),
+    CHECK (origin = 'device' OR holder = 'edge')
+) STRICT;
+
+-- What runs next, and what the backlog amounts to, from the index alone.
+CREATE INDEX tasks_in_order ON tasks (holder, rank, tag, seq, model, items);
+
+CREATE UNIQUE INDEX tasks_by_key ON tasks (idempotency_key) WHERE idempotency_key IS NOT NULL;
+
+-- Replies that the site's broker has not acknowledged. UUIDv7s: the oldest task's comes first.
+CREATE TABLE replies (
+    task_id BLOB PRIMARY KEY,
+    topic TEXT NOT NULL,
+    correlation BLOB,
+    content_type TEXT NOT NULL,
+    body BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The idempotency keys of tasks that have ended, with their replies; the oldest are forgotten.
+CREATE TABLE idempotency (
+    seq INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    task_id BLOB NOT NULL,
+    topic TEXT, -- this and the next two are null for a task that ended without a reply
+    content_type TEXT,
+    body BLOB,
+    bytes_so_far INTEGER NOT NULL -- of all replies up to this one
+) STRICT;
+
+-- The sender's side of each up lane. A record's place in `outgoing` is its number plus `shift`.
+CREATE TABLE lanes (
+    lane INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    generation INTEGER NOT NULL CHECK (generation >= 1),
+    numbered INTEGER NOT NULL DEFAULT 0,
+    acked INTEGER NOT NULL DEFAULT 0 CHECK (acked BETWEEN 0 AND numbered),
+    shift INTEGER NOT NULL DEFAULT 0 CHECK (shift >= 0),
+    UNIQUE (name, generation)
+) STRICT;
+
+-- Chunks of contiguous records that the hub has not acknowledged: packed ones with their body,
+-- and handed-over tasks, one a chunk, by reference.
+CREATE TABLE outgoing (
+    lane INTEGER NOT NULL,
+    first INTEGER NOT NULL CHECK (first >= 1),
+    last INTEGER NOT NULL CHECK (last >= first),
+    kind TEXT NOT NULL,
+    task_id BLOB,
+    body BLOB,
+    PRIMARY KEY (lane, first),
+    CHECK ((task_id IS NULL) <> (body IS NULL))
+) STRICT;
+
+-- The receiver's side of each down lane.
+CREATE TABLE cursors (
+    lane TEXT PRIMARY KEY,
+    cursor INTEGER NOT NULL,
+    committed INTEGER NOT NULL CHECK (committed BETWEEN 0 AND cursor)
+) STRICT, WITHOUT ROWID;
+
+-- The lanes that every agent has.
+INSERT INTO lanes (name, generation) VALUES ('tasks', 1), ('results', 1);
