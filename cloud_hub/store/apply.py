@@ -50,20 +50,11 @@ async def _staged_results(connection: pool.Connection, rows: pa.RecordBatch) -> 
     await connection.execute(_SQL["stage_results"])
     positions = pa.array(range(rows.num_rows), pa.int32())
     await copy.copy_in(connection, "staged_results", rows.append_column("position", positions))
-    async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(_SQL["insert_staged"])
-        inserted = await cursor.fetchall()
-        await cursor.execute(
-            _SQL["shadow_staged"],
-            {
-                "task_ids": ids.array(task_id for task_id, _ in inserted),
-                "items": [item for _, item in inserted],
-            },
-        )
-        row = await cursor.fetchone()
+    inserted = (await connection.execute(_SQL["insert_staged"])).rowcount
+    row = await (await connection.execute(_SQL["shadow_staged"])).fetchone()
     assert row is not None
     shadowed, disagreed = row
-    return Applied(len(inserted), shadowed, disagreed)
+    return Applied(inserted, shadowed, disagreed)
 
 
 async def attempts(connection: pool.Connection, agent_id: int, batch: pa.RecordBatch) -> ends.Outcome:

@@ -105,7 +105,7 @@ CREATE TABLE leases (
     granted_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
     progress   bigint,
-    agent_id   integer NOT NULL REFERENCES agents,
+    agent_id   integer NOT NULL,  -- its lane of leases, written with it, proves that the agent is there
     attempt    smallint NOT NULL CHECK (attempt >= 1)
 ) WITH (fillfactor = 50);
 

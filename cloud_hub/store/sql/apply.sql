@@ -5,41 +5,40 @@ CREATE TEMP TABLE IF NOT EXISTS staged_results (
 ) ON COMMIT DELETE ROWS;
 
 -- name: insert_staged
--- In the order of their key, so that two batches of the same rows do not wait for each other in a circle.
-INSERT INTO results (
-    task_id, item, agent_id, attempt, device, model, version, outcome, label, score, output, error,
-    observed_at, clock_offset_us, clock_error_us, wait_us, run_us
+-- The first of each key, in the order of the keys, so that two batches of the same rows do not wait for
+-- each other in a circle. Those that got in leave the staging table.
+WITH firsts AS (
+    SELECT DISTINCT ON (task_id, item) *
+    FROM staged_results
+    ORDER BY task_id, item, position
+),
+inserted AS (
+    INSERT INTO results (
+        task_id, item, agent_id, attempt, device, model, version, outcome, label, score, output, error,
+        observed_at, clock_offset_us, clock_error_us, wait_us, run_us
+    )
+    SELECT
+        task_id, item, agent_id, attempt, device, model, version, outcome, label, score, output, error,
+        observed_at, clock_offset_us, clock_error_us, wait_us, run_us
+    FROM firsts
+    ON CONFLICT (task_id, item) DO NOTHING
+    RETURNING task_id, item
 )
-SELECT
-    task_id, item, agent_id, attempt, device, model, version, outcome, label, score, output, error,
-    observed_at, clock_offset_us, clock_error_us, wait_us, run_us
-FROM staged_results
-ORDER BY task_id, item, position
-ON CONFLICT (task_id, item) DO NOTHING
-RETURNING task_id, item;
+DELETE FROM staged_results s
+USING firsts f JOIN inserted i USING (task_id, item)
+WHERE s.position = f.position;
 
 -- name: shadow_staged
--- The rows that did not get in beside those that are there. The first of a key in this batch may be the
--- one that did: `inserted` are the keys that this batch brought in.
-WITH inserted AS (
-    SELECT * FROM unnest(%(task_ids)b::uuid[], %(items)s::int[]) AS i (task_id, item)
-),
-staged AS (
+-- What is left is compared with what is there, this batch's own rows among it.
+WITH rest AS (
     DELETE FROM staged_results RETURNING *
-),
-ranked AS (
-    SELECT s.*, row_number() OVER (PARTITION BY s.task_id, s.item ORDER BY s.position) AS place
-    FROM staged s
 ),
 shadowed AS (
     INSERT INTO shadows (task_id, item, agent_id, attempt, score, outcome, label, agrees)
     SELECT
         s.task_id, s.item, s.agent_id, s.attempt, s.score, s.outcome, s.label,
         s.outcome = r.outcome AND s.label IS NOT DISTINCT FROM r.label
-    FROM ranked s
-    JOIN results r ON r.task_id = s.task_id AND r.item = s.item
-    LEFT JOIN inserted i ON i.task_id = s.task_id AND i.item = s.item
-    WHERE s.place > 1 OR i.task_id IS NULL
+    FROM rest s JOIN results r USING (task_id, item)
     RETURNING agrees
 )
 SELECT count(*), count(*) FILTER (WHERE NOT agrees) FROM shadowed;

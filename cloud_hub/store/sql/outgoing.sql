@@ -56,7 +56,9 @@ SELECT
     p.body AS payload,
     coalesce(t.items, 1) AS items,
     t.timeout_ms,
-    greatest(0, extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS deadline_ms,
+    -- Not greatest() alone, which would make 0 of a task without a deadline.
+    CASE WHEN t.deadline_at IS NOT NULL
+        THEN greatest(0, extract(epoch FROM t.deadline_at - now()) * 1000)::bigint END AS deadline_ms,
     t.traceparent,
     o.attempt,
     coalesce(extract(epoch FROM l.expires_at - now()) * 1000, 0)::bigint AS ttl_ms,

@@ -43,20 +43,22 @@ ORDER BY priority DESC, tag, task_id;
 
 -- name: grant
 -- SKIP LOCKED: a task that somebody is just granting, cancelling or ending is no business of ours.
+-- Tasks are found by id and judged afterwards: with their state among the conditions, the planner of a
+-- database without statistics would look through the whole queue for them.
 WITH wanted AS (
     SELECT * FROM unnest(%(task_ids)b::uuid[], %(agent_ids)s::int[], %(ttls)s::float8[])
         AS w (task_id, agent_id, ttl_s)
 ),
-free AS (
-    SELECT t.task_id FROM tasks t
-    WHERE t.task_id = ANY (%(task_ids)b::uuid[]) AND t.state = 'QUEUED' AND t.not_before IS NULL
+held AS MATERIALIZED (
+    SELECT t.task_id, t.state, t.not_before FROM tasks t
+    WHERE t.task_id = ANY (%(task_ids)b::uuid[])
     ORDER BY t.task_id
     FOR UPDATE SKIP LOCKED
 ),
 granted AS (
     UPDATE tasks t SET state = 'PROCESSING', attempt = t.attempt + 1
-    FROM free f
-    WHERE t.task_id = f.task_id
+    FROM held h
+    WHERE t.task_id = h.task_id AND h.state = 'QUEUED' AND h.not_before IS NULL
     RETURNING t.task_id, t.attempt
 ),
 leased AS (
