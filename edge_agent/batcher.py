@@ -1,0 +1,285 @@
+"""What runs next, and with what in one batch. Pure: no clock, no I/O, no locks of its own.
+
+A batch is of one model. Order is by priority (higher first), then by fair tag (lower first), then
+by age. The task that is first of all decides the model; the batch then takes that model's tasks in
+the same order for as long as they fit.
+
+Waiting for company: while nothing else waits, a batch that is not full waits until its oldest task
+has waited `max_delay_ms`. With tasks of another model waiting too it goes at once, for they would
+pay for the delay; so does a task whose deadline leaves no time to wait.
+
+The batcher holds the best tasks of a longer queue that the journal keeps: it refuses what is beyond
+its capacity, and gives back its worst to make room for better ones.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Final
+
+from edge_agent import models
+
+_SWEEP: Final = 64
+"""Entries that have left are swept out of a heap when they are more than those that have not, and this."""
+
+Order = tuple[float, float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A task that waits for its turn."""
+
+    task_id: bytes
+    seq: int
+    """Its number in the journal: older is smaller."""
+    model: models.Model
+    priority: int
+    queue: str
+    tag: float
+    """Its virtual start tag (see `shared.fairness`)."""
+    items: int
+    not_after: float | None = None
+    """Monotonic seconds at which its answer is of no use any more."""
+    payload_bytes: int = 0
+
+    @property
+    def key(self) -> models.Key:
+        return self.model.key
+
+    @property
+    def order(self) -> Order:
+        """What is smaller goes first."""
+        return (-self.priority, self.tag, self.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tasks of one model that run together."""
+
+    model: models.Model
+    tasks: tuple[Waiting, ...]
+
+    @property
+    def items(self) -> int:
+        return sum(task.items for task in self.tasks)
+
+
+class Batcher:
+    """The tasks that wait in memory. Every call costs O(log n) of the tasks, amortised.
+
+    Times are monotonic seconds, and never go back from call to call.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity {capacity}: at least 1 is needed")
+        self._capacity = capacity
+        self._entries: dict[bytes, _Entry] = {}
+        self._groups: dict[models.Key, _Group] = {}
+        self._worst = _Heap()
+        self._deadlines = _Heap()
+        self._expired: list[Waiting] = []
+        self._bytes = 0
+
+    @property
+    def depth(self) -> int:
+        """How many tasks wait."""
+        return len(self._entries)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another task."""
+        return len(self._entries) >= self._capacity
+
+    @property
+    def payload_bytes(self) -> int:
+        """The bytes of all waiting tasks' payloads."""
+        return self._bytes
+
+    @property
+    def items_by_model(self) -> dict[models.Key, int]:
+        """How many items wait for each model."""
+        return {key: group.items for key, group in self._groups.items()}
+
+    def __contains__(self, task_id: bytes) -> bool:
+        return task_id in self._entries
+
+    def offer(self, task: Waiting, now: float) -> bool:
+        """Let `task` wait here; False if there is no room. A task that waits here already stays as it is."""
+        if task.task_id in self._entries:
+            return True
+        if self.full:
+            return False
+        group = self._groups.get(task.key)
+        if group is None:
+            group = self._groups[task.key] = _Group(task.model)
+        ready_at = now + group.model.manifest.batching.max_delay_ms / 1000
+        if task.not_after is not None and task.not_after <= ready_at:
+            ready_at = now
+        entry = _Entry(task, ready_at)
+        priority, tag, seq = task.order
+        group.best.push(task.order, entry)
+        group.ready.push((ready_at, 0.0, seq), entry)
+        self._worst.push((-priority, -tag, -seq), entry)
+        if task.not_after is not None:
+            self._deadlines.push((task.not_after, 0.0, seq), entry)
+        group.tasks += 1
+        group.items += task.items
+        self._bytes += task.payload_bytes
+        self._entries[task.task_id] = entry
+        return True
+
+    def take(self, now: float) -> Batch | None:
+        """The batch to run now, for an executor that is free; None if there is none yet (see `wake_at`).
+
+        A task that has expired is never in it, whether `expired` was asked or not.
+        """
+        self._expire(now)
+        if not self._groups:
+            return None
+        # One step for each model that has tasks waiting, not for each task.
+        group = min(self._groups.values(), key=lambda group: group.best.first().task.order)
+        if not self._is_ready(group, now):
+            return None
+        tasks: list[Waiting] = []
+        items = 0
+        while group.tasks > 0:
+            task = group.best.first().task
+            if tasks and items + task.items > group.model.manifest.batching.max_batch:
+                break
+            self._remove(task.task_id)
+            tasks.append(task)
+            items += task.items
+        return Batch(group.model, tuple(tasks))
+
+    def wake_at(self, now: float) -> float | None:
+        """When `take` or `expired` will next have something, if nothing more is offered; None for never."""
+        self._expire(now)
+        if self._expired:
+            return now
+        if not self._groups:
+            return None
+        if any(self._is_ready(group, now) for group in self._groups.values()):
+            return now
+        (group,) = self._groups.values()  # of two, one would have been ready
+        wake = group.ready.first().ready_at
+        deadline = self._deadlines.first_or_none()
+        if deadline is not None and deadline.task.not_after is not None:
+            wake = min(wake, deadline.task.not_after)
+        return wake
+
+    def expired(self, now: float) -> list[Waiting]:
+        """Tasks whose `not_after` has come; each is handed out once, and waits no longer."""
+        self._expire(now)
+        gone, self._expired = self._expired, []
+        return gone
+
+    def cancel(self, task_id: bytes) -> Waiting | None:
+        """Take the task out; None if it does not wait here."""
+        return self._remove(task_id) if task_id in self._entries else None
+
+    def worst(self) -> Waiting | None:
+        """The task that would go last."""
+        return self._worst.first().task if self._entries else None
+
+    def evict_worst(self) -> Waiting | None:
+        """Take out the task that would go last, to make room for a better one."""
+        last = self.worst()
+        return None if last is None else self._remove(last.task_id)
+
+    def _is_ready(self, group: _Group, now: float) -> bool:
+        return (
+            len(self._groups) > 1
+            or group.items >= group.model.manifest.batching.max_batch
+            or group.ready.first().ready_at <= now
+        )
+
+    def _expire(self, now: float) -> None:
+        while (entry := self._deadlines.first_or_none()) is not None:
+            if entry.task.not_after is None or entry.task.not_after > now:
+                return
+            self._expired.append(self._remove(entry.task.task_id))
+
+    def _remove(self, task_id: bytes) -> Waiting:
+        entry = self._entries.pop(task_id)
+        entry.gone = True
+        task = entry.task
+        self._bytes -= task.payload_bytes
+        self._worst.left()
+        if task.not_after is not None:
+            self._deadlines.left()
+        group = self._groups[task.key]
+        group.tasks -= 1
+        group.items -= task.items
+        if group.tasks == 0:
+            del self._groups[task.key]
+        else:
+            group.best.left()
+            group.ready.left()
+        return task
+
+
+class _Entry:
+    """A waiting task, as the heaps hold it."""
+
+    __slots__ = ("gone", "ready_at", "task")
+
+    def __init__(self, task: Waiting, ready_at: float) -> None:
+        self.task = task
+        self.ready_at = ready_at
+        """When it has waited long enough for company."""
+        self.gone = False
+
+
+class _Group:
+    """The waiting tasks of one model."""
+
+    __slots__ = ("best", "items", "model", "ready", "tasks")
+
+    def __init__(self, model: models.Model) -> None:
+        self.model = model
+        self.best = _Heap()
+        self.ready = _Heap()
+        self.tasks = 0
+        self.items = 0
+
+
+class _Heap:
+    """Entries by key, the smallest first. One that has gone is dropped when it comes up, or swept out."""
+
+    __slots__ = ("_gone", "_heap", "_pushed")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[Order, int, _Entry]] = []
+        self._pushed = 0
+        self._gone = 0
+
+    def push(self, key: Order, entry: _Entry) -> None:
+        self._pushed += 1  # of equal keys the first; entries themselves have no order
+        heapq.heappush(self._heap, (key, self._pushed, entry))
+
+    def first_or_none(self) -> _Entry | None:
+        heap = self._heap
+        while heap:
+            entry = heap[0][2]
+            if not entry.gone:
+                return entry
+            heapq.heappop(heap)
+            self._gone -= 1
+        return None
+
+    def first(self) -> _Entry:
+        """The smallest; there must be one."""
+        entry = self.first_or_none()
+        if entry is None:
+            raise IndexError("the heap is empty")
+        return entry
+
+    def left(self) -> None:
+        """One of the entries is gone."""
+        self._gone += 1
+        if self._gone > _SWEEP and self._gone * 2 > len(self._heap):
+            self._heap = [item for item in self._heap if not item[2].gone]
+            heapq.heapify(self._heap)
+            self._gone = 0

@@ -1,0 +1,312 @@
+"""What runs a graph: a small port, and ONNX Runtime behind it.
+
+ONNX Runtime falls back to the CPU without an error when a GPU's libraries are missing; on a line
+that needs the GPU's speed that is a fault nobody sees. So the provider that really runs is read
+back from the session, and a runtime says what was wanted, what runs, and why they differ.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent import models
+
+Array = npt.NDArray[Any]
+Batch = Mapping[str, Array]
+"""An array for each input of the graph; the first dimension, alike in all, counts the items."""
+
+CPU: Final = "cpu"
+
+EXECUTION_PROVIDERS: Final[Mapping[str, str]] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    CPU: "CPUExecutionProvider",
+}
+"""The manifest's word for each of ONNX Runtime's execution providers."""
+
+_TYPES: Final[Mapping[str, str]] = {
+    "float16": "tensor(float16)",
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    **{name: f"tensor({name})" for name in ("uint8", "uint16", "uint32", "uint64", "bool")},
+    **{name: f"tensor({name})" for name in ("int8", "int16", "int32", "int64")},
+}
+
+
+class BadGraph(ValueError):
+    """The graph cannot be opened, or is not what the manifest says of it."""
+
+
+class RunFailed(RuntimeError):
+    """A run gave something other than one result for each item."""
+
+
+class Runtime(Protocol):
+    """Runs one graph. `run` is called from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """The program that runs it, with its version."""
+        ...
+
+    @property
+    def wanted(self) -> str:
+        """The provider that should run it."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """The provider that really runs it."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why `provider` is not `wanted`; None where it is."""
+        ...
+
+    def run(self, batch: Batch) -> Sequence[Array]:
+        """The manifest's outputs in its order, one row for each item. Raises whatever the runtime raises."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds; nobody runs it any more."""
+        ...
+
+
+Opener = Callable[[models.Model, Sequence[str]], Runtime]
+"""Opens the runtime of a model, with the providers to try in order."""
+
+
+class OnnxRuntime:
+    """A graph in an ONNX Runtime session on the best provider of the ladder that opens it.
+
+    `order` are the providers to try, the manifest's unless given; `threads` work inside one run;
+    `cache` is a folder where TensorRT keeps what it built, for minutes at the first load become
+    seconds at the next. Raises BadGraph, with every provider's own reason.
+    """
+
+    def __init__(
+        self,
+        model: models.Model,
+        order: Sequence[str] = (),
+        *,
+        threads: int = 1,
+        cache: Path | None = None,
+    ) -> None:
+        self._model = model
+        order = tuple(order) or model.manifest.providers.order
+        import onnxruntime as ort  # 45 MB: loaded with the first model, not with the agent
+
+        self.name = f"onnxruntime {ort.__version__}"
+        self.wanted = order[0]
+        self._session, self.provider, refused = _open(ort, model, order, threads, cache)
+        self.reason = "; ".join(refused) or None
+        self._outputs = [spec.name for spec in model.manifest.outputs]
+        self._fixed_batch = check(model, self._session.get_inputs(), self._session.get_outputs())
+
+    def run(self, batch: Batch) -> Sequence[Array]:
+        count = len(next(iter(batch.values())))
+        fixed = self._fixed_batch
+        outputs: Sequence[Array]
+        if fixed is None or fixed == count:
+            outputs = self._session.run(self._outputs, batch)
+        else:
+            parts = [self._session.run(self._outputs, part) for part in _padded(batch, count, fixed)]
+            outputs = [np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)]
+        for name, output in zip(self._outputs, outputs, strict=True):
+            if output.shape[:1] != (count,):
+                raise RunFailed(
+                    f"output {name!r} has shape {list(output.shape)} for {count} items: "
+                    "export the graph with the batch as the first dimension of its outputs"
+                )
+        return outputs
+
+    def close(self) -> None:
+        self._session = None
+
+
+class CallableRuntime:
+    """A Python function in place of a graph. Its code is trusted: it runs in this process."""
+
+    def __init__(self, function: Callable[[Batch], Sequence[Array]], name: str = "callable") -> None:
+        self._function = function
+        self.name = name
+        self.wanted = self.provider = "python"
+        self.reason: str | None = None
+
+    def run(self, batch: Batch) -> Sequence[Array]:
+        return self._function(batch)
+
+    def close(self) -> None:
+        pass
+
+
+def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) -> int | None:
+    """Compare the graph's inputs and outputs with the manifest: BadGraph names what differs.
+
+    Returns the batch size that the graph is fixed to, None where it takes any. `inputs` and
+    `outputs` are ONNX Runtime's: each has `name`, `type` and `shape`, a dimension being a number,
+    or a name or None where it is dynamic.
+    """
+    where = model.folder / models.MANIFEST
+    graph = {node.name: node for node in inputs}
+    missing = sorted(graph.keys() - {spec.name for spec in model.manifest.inputs})
+    if missing:
+        raise BadGraph(f"{where}: inputs: the graph also takes {', '.join(map(repr, missing))}; add it")
+    fixed: set[int] = set()
+    for spec in model.manifest.inputs:
+        node = _node(graph, spec.name, "input", where)
+        if node.type != _TYPES[spec.dtype]:
+            raise BadGraph(
+                f"{where}: input {spec.name!r}: the graph takes {node.type}, the manifest says {spec.dtype}"
+            )
+        batch, *item = node.shape or [1]
+        if not _fits(spec.shape, item) or not node.shape:
+            raise BadGraph(
+                f"{where}: input {spec.name!r}: the graph takes {node.shape}, and the manifest's items make "
+                f"{['batch', *spec.shape]}; correct the manifest, or export the graph with a batch dimension"
+            )
+        if isinstance(batch, int):
+            fixed.add(batch)
+    if len(fixed) > 1:
+        raise BadGraph(
+            f"{where}: the graph's inputs are fixed to different batches, {sorted(fixed)}; export it anew"
+        )
+    found = {node.name: node for node in outputs}
+    for output in model.manifest.outputs:
+        _check_output(output, _node(found, output.name, "output", where), where)
+    return fixed.pop() if fixed else None
+
+
+def provider_options(provider: str, model: models.Model, cache: Path | None) -> dict[str, str]:
+    """What ONNX Runtime is told beside a provider's name.
+
+    TensorRT builds an engine for a range of shapes; told the whole range beforehand, it builds
+    once, and not again, for minutes, when the first larger batch comes.
+    """
+    if provider != "tensorrt":
+        return {}
+
+    def shapes(count: int) -> str:
+        return ",".join(
+            f"{spec.name}:{'x'.join(map(str, (count, *spec.shape)))}" for spec in model.manifest.inputs
+        )
+
+    options = {
+        "trt_profile_min_shapes": shapes(1),
+        "trt_profile_opt_shapes": shapes(model.max_batch),
+        "trt_profile_max_shapes": shapes(model.max_batch),
+    }
+    if cache is not None:
+        options["trt_engine_cache_enable"] = "1"
+        options["trt_engine_cache_path"] = os.fspath(_cache_of(model, cache))
+    return options
+
+
+def _open(
+    ort: Any, model: models.Model, order: Sequence[str], threads: int, cache: Path | None
+) -> tuple[Any, str, list[str]]:
+    """A session on the first provider of `order` that works, its name, and why those before it did not."""
+    if {"cuda", "tensorrt"} & set(order) and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA's libraries may have come as Python packages, where no loader looks
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is told below, once, and not on stderr
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores have other work
+    available = set(ort.get_available_providers())
+    if cache is not None and "tensorrt" in order:
+        _cache_of(model, cache).mkdir(parents=True, exist_ok=True)
+    refused: list[str] = []
+    for rung, provider in enumerate(order):
+        if EXECUTION_PROVIDERS[provider] not in available:
+            refused.append(f"{provider}: this ONNX Runtime was built without it")
+            continue
+        # Nodes that the provider can't take go to those after it on the ladder, and last to the CPU.
+        ladder = [
+            (EXECUTION_PROVIDERS[one], provider_options(one, model, cache))
+            for one in dict.fromkeys((*order[rung:], CPU))
+            if EXECUTION_PROVIDERS[one] in available
+        ]
+        try:
+            session = ort.InferenceSession(
+                os.fspath(model.path), options, providers=ladder, enable_fallback=0
+            )
+        except Exception as error:  # noqa: BLE001 - each provider has its own kinds of errors, and the next is tried
+            refused.append(f"{provider}: {_line(error)}")
+            continue
+        session.disable_fallback()  # nor may a run that fails go over to the CPU in silence
+        running = session.get_providers()[0]
+        if running == EXECUTION_PROVIDERS[provider]:
+            return session, provider, refused
+        refused.append(f"{provider}: its driver or libraries did not load, ONNX Runtime chose {running}")
+    raise BadGraph(
+        f"{model.path}: {model} opens on none of the providers {', '.join(order)}: {'; '.join(refused)}"
+    )
+
+
+def _cache_of(model: models.Model, cache: Path) -> Path:
+    """Built engines are of one graph: another version must never find them."""
+    return cache / model.sha256[:16]
+
+
+def _padded(batch: Batch, count: int, fixed: int) -> Iterator[Batch]:
+    """The batch in parts of exactly `fixed` items, the last one filled up with zeros."""
+    for start in range(0, count, fixed):
+        part = {name: array[start : start + fixed] for name, array in batch.items()}
+        short = fixed - min(fixed, count - start)
+        if short:
+            part = {
+                name: np.concatenate([array, np.zeros((short, *array.shape[1:]), array.dtype)])
+                for name, array in part.items()
+            }
+        yield part
+
+
+def _check_output(output: models.Output, node: Any, where: Path) -> None:
+    if not node.type.startswith("tensor("):
+        raise BadGraph(
+            f"{where}: output {output.name!r} is no tensor but {node.type}; export the graph without it "
+            "(for scikit-learn models: zipmap=False)"
+        )
+    item = list(node.shape[1:]) if node.shape else []
+    if isinstance(output, models.Raw) or not all(isinstance(size, int) for size in item):
+        return
+    needed = len(output.labels) if isinstance(output, models.Classification) else 1
+    if models.item_size(tuple(item)) != needed:
+        raise BadGraph(
+            f"{where}: output {output.name!r}: the graph gives {item} numbers an item, the manifest needs "
+            + (f"one for each of its {needed} labels" if needed > 1 else "one")
+        )
+
+
+def _node(nodes: Mapping[str, Any], name: str, what: str, where: Path) -> Any:
+    node = nodes.get(name)
+    if node is None:
+        there = ", ".join(map(repr, nodes)) or "none"
+        raise BadGraph(f"{where}: the graph has no {what} {name!r}; it has {there}")
+    return node
+
+
+def _fits(shape: tuple[int, ...], graph: Sequence[int | str | None]) -> bool:
+    return len(shape) == len(graph) and all(
+        not isinstance(needed, int) or size == needed for size, needed in zip(shape, graph, strict=True)
+    )
+
+
+def _line(error: BaseException) -> str:
+    """An error on one line, without the trace that ONNX Runtime puts into its messages."""
+    return " ".join(str(error).split())[:500] or type(error).__name__

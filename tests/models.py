@@ -1,0 +1,183 @@
+"""Tiny model packages with graphs whose answers can be worked out by hand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real models and pictures; may be missing, and then the tests that use them are skipped."""
+
+_OPSET = 13
+_IR_VERSION = 8  # what ONNX Runtime 1.15 reads
+
+Dimension = int | str
+
+
+def write_classifier(
+    folder: Path,
+    *,
+    name: str = "brightness",
+    version: str = "1.0.0",
+    size: int = 8,
+    batch: Dimension = "batch",
+    extra: str = "",
+) -> Path:
+    """A package for grey pictures: `bright` with the mean of the pixels, 0 to 1, and `dark` with the rest.
+
+    `batch` as a number fixes the graph to batches of so many; `extra` is more TOML for the manifest.
+    """
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 1, size, size])
+    prob = helper.make_tensor_value_info("prob", TensorProto.FLOAT, [batch, 2])
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Reshape", ["mean", "column"], ["bright"]),
+        helper.make_node("Sub", ["one", "bright"], ["dark"]),
+        helper.make_node("Concat", ["dark", "bright"], ["prob"], axis=1),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "column": np.array([-1, 1], np.int64),
+        "one": np.array(1, np.float32),
+    }
+    _write(folder, nodes, [image], [prob], constants)
+    return _manifest(
+        folder,
+        f"""
+        name = "{name}"
+        version = "{version}"
+        [[inputs]]
+        name = "image"
+        kind = "image"
+        width = {size}
+        height = {size}
+        colour = "grey"
+        scale = {1 / 255!r}
+        [[outputs]]
+        name = "prob"
+        kind = "classification"
+        labels = ["dark", "bright"]
+        top_k = 2
+        {extra}
+        """,
+    )
+
+
+def write_scorer(
+    folder: Path,
+    *,
+    name: str = "mean",
+    version: str = "1.0.0",
+    width: int = 4,
+    batch: Dimension = "batch",
+    extra: str = "",
+) -> Path:
+    """A package for windows of `width` numbers: the score is their mean, `high` from 10 on, else `normal`."""
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, [batch, width])
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, [batch, 1])
+    nodes = [helper.make_node("ReduceMean", ["window"], ["score"], axes=[1], keepdims=1)]
+    _write(folder, nodes, [window], [score], {})
+    return _manifest(
+        folder,
+        f"""
+        name = "{name}"
+        version = "{version}"
+        [[inputs]]
+        name = "window"
+        kind = "tensor"
+        shape = [{width}]
+        [[outputs]]
+        name = "score"
+        kind = "scores"
+        threshold = 10.0
+        labels = ["normal", "high"]
+        {extra}
+        """,
+    )
+
+
+def write_summary(folder: Path, *, name: str = "summary", version: str = "1.0.0") -> Path:
+    """A package whose graph gives one number for the whole batch, which no batch can be made of."""
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", 4])
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["some", 1])
+    nodes = [helper.make_node("ReduceMean", ["window"], ["score"], axes=[0, 1], keepdims=1)]
+    _write(folder, nodes, [window], [score], {})
+    return _manifest(
+        folder,
+        f"""
+        name = "{name}"
+        version = "{version}"
+        [[inputs]]
+        name = "window"
+        kind = "tensor"
+        shape = [4]
+        [[outputs]]
+        name = "score"
+        kind = "scores"
+        """,
+    )
+
+
+def write_picker(folder: Path, *, name: str = "picker", version: str = "1.0.0", extra: str = "") -> Path:
+    """A package whose graph fails on some items: it picks the `index`-th of four numbers, 10 to 40."""
+    index = helper.make_tensor_value_info("index", TensorProto.INT64, ["batch"])
+    picked = helper.make_tensor_value_info("picked", TensorProto.FLOAT, ["batch"])
+    nodes = [helper.make_node("Gather", ["table", "index"], ["picked"], axis=0)]
+    _write(folder, nodes, [index], [picked], {"table": np.array([10, 20, 30, 40], np.float32)})
+    return _manifest(
+        folder,
+        f"""
+        name = "{name}"
+        version = "{version}"
+        [[inputs]]
+        name = "index"
+        kind = "tensor"
+        shape = []
+        dtype = "int64"
+        [[outputs]]
+        name = "picked"
+        kind = "scores"
+        {extra}
+        """,
+    )
+
+
+def png(grey: int, size: int = 8) -> bytes:
+    """A picture of one grey, 0 to 255."""
+    return encoded(Image.new("L", (size, size), grey))
+
+
+def encoded(picture: Image.Image, form: str = "PNG") -> bytes:
+    sink = io.BytesIO()
+    picture.save(sink, form)
+    return sink.getvalue()
+
+
+def _write(
+    folder: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    constants: Mapping[str, npt.NDArray[Any]],
+) -> None:
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    onnx.checker.check_model(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / "model.onnx")
+
+
+def _manifest(folder: Path, text: str) -> Path:
+    """The manifest, for the CPU alone unless it says otherwise."""
+    providers = "" if "[providers]" in text else '[providers]\norder = ["cpu"]\n'
+    lines = "\n".join(line.strip() for line in text.strip().splitlines())
+    (folder / "model.toml").write_text(f"{lines}\n{providers}", encoding="utf-8")
+    return folder

@@ -1,0 +1,143 @@
+"""Model packages: what a manifest may say, how a wrong one is told, and which version is found."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from edge_agent import models
+from tests import models as packages
+
+HEAD = 'name = "m"\nversion = "1"\n'
+IMAGE = '[[inputs]]\nname = "x"\nkind = "image"\nwidth = 4\nheight = 3\ncolour = "rgb"\n'
+RAW = '[[outputs]]\nname = "y"\nkind = "raw"\n'
+WHERE = Path("models/m/model.toml")
+
+
+def parsed(text: str) -> models.Manifest:
+    return models.parse(text, WHERE)
+
+
+def test_a_manifest_has_sensible_defaults() -> None:
+    """What is left out means: pixels as they are, no waiting for a batch, the best provider there is."""
+    manifest = parsed(HEAD + IMAGE + RAW)
+    (image,) = manifest.inputs
+    assert isinstance(image, models.ImageInput)
+    assert image.is_identity
+    assert (image.layout, image.dtype, image.shape) == ("nchw", "float32", (3, 3, 4))
+    assert manifest.file == "model.onnx"
+    assert manifest.batching.max_delay_ms == 0
+    assert manifest.providers.order == ("tensorrt", "cuda", "cpu")
+    assert manifest.limits.max_pixels == 4096 * 4096
+
+
+def test_the_layout_orders_the_shape() -> None:
+    """nhwc puts the channels last."""
+    (image,) = parsed(HEAD + IMAGE + 'layout = "nhwc"\n' + RAW).inputs
+    assert image.shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (HEAD + IMAGE.replace("width = 4\n", "") + RAW, ("inputs[0]", "`width`", "add it")),
+        (HEAD + IMAGE + "colr = 1\n" + RAW, ("inputs[0]", "`colr`", "correct its name, or remove it")),
+        (HEAD + IMAGE.replace("width = 4", "width = 0") + RAW, ("inputs[0].width", ">= 1")),
+        (HEAD + IMAGE.replace("rgb", "cmyk") + RAW, ("inputs[0].colour", "cmyk", "grey, rgb, bgr")),
+        (HEAD + IMAGE.replace("image", "video") + RAW, ("inputs[0].kind", "video", "image, tensor")),
+        (HEAD + IMAGE + "mean = [0.1, 0.2]\n" + RAW, ("inputs[0]", "`mean` has 2 numbers", "1 or 3")),
+        (HEAD + IMAGE + "std = [0.0]\n" + RAW, ("inputs[0]", "`std`", "0 is not allowed")),
+        (HEAD + IMAGE + 'dtype = "uint8"\nscale = 0.5\n' + RAW, ("inputs[0]", "dtype uint8", "remove")),
+        (HEAD + IMAGE, ("`outputs`", "add it")),
+        (HEAD + IMAGE + IMAGE + RAW, ("`inputs` names one of them twice",)),
+        (HEAD + IMAGE + RAW.replace("raw", "scores") + "threshold = 1.0\n", ("outputs[0]", "go together")),
+        (
+            HEAD + IMAGE + RAW + '[providers]\norder = ["gpu"]\n',
+            ("providers.order[0]", "gpu", "tensorrt, cuda,"),
+        ),
+        (HEAD + IMAGE + RAW + "[batching]\nmax_batch = 0\n", ("batching.max_batch", ">= 1")),
+        (HEAD.replace('"m"', '"a/b"') + IMAGE + RAW, ("`name`", "a/b")),
+        (HEAD.replace('"1"', '"1+gpu"') + IMAGE + RAW, ("`version`", "1+gpu")),
+        ("name =", ("not TOML",)),
+    ],
+)
+def test_a_wrong_manifest_is_told_by_file_and_field(text: str, parts: tuple[str, ...]) -> None:
+    """The error names the file, the field and what to do; nothing misspelt is passed over."""
+    with pytest.raises(models.BadPackage) as caught:
+        parsed(text)
+    for part in (str(WHERE), *parts):
+        assert part in str(caught.value)
+
+
+def test_a_package_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    """A model carries its manifest, the path of its graph, and the SHA-256 of the file that will run."""
+    folder = packages.write_classifier(tmp_path / "brightness", version="1.2.0")
+    model = models.load(folder)
+    assert model.key == models.Key("brightness", "1.2.0")
+    assert model.path == folder / "model.onnx"
+    assert model.sha256 == hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+
+
+def test_a_graph_that_is_missing_or_outside_is_refused(tmp_path: Path) -> None:
+    """A package can name no file but its own, and it must be there."""
+    folder = packages.write_classifier(tmp_path / "one")
+    manifest = folder / "model.toml"
+    whole = manifest.read_text()
+    manifest.write_text('file = "../../etc/passwd"\n' + whole)
+    with pytest.raises(models.BadPackage, match="outside the package"):
+        models.load(folder)
+    manifest.write_text('file = "other.onnx"\n' + whole)
+    with pytest.raises(models.BadPackage, match=r"other\.onnx.*put the graph into"):
+        models.load(folder)
+
+
+def test_a_broken_package_hides_no_other(tmp_path: Path) -> None:
+    """A scan gives all whole packages, in folders by model or version, and the others with what is wrong."""
+    packages.write_classifier(tmp_path / "flat")
+    packages.write_scorer(tmp_path / "mean" / "1.0.0", version="1.0.0")
+    packages.write_scorer(tmp_path / "mean" / "2.0.0", version="2.0.0")
+    packages.write_scorer(tmp_path / "again", version="2.0.0")
+    packages.write_picker(tmp_path / ".incoming")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "model.toml").write_text("name = 3")
+    found = models.scan(tmp_path)
+    assert sorted(map(str, found.models)) == ["brightness@1.0.0", "mean@1.0.0", "mean@2.0.0"]
+    assert {folder.name for folder in found.broken} == {"empty", "wrong", "2.0.0"}
+    assert "missing" in found.broken[tmp_path / "empty"]
+    assert "Expected `str`" in found.broken[tmp_path / "wrong"]
+    assert str(tmp_path / "again") in found.broken[tmp_path / "mean" / "2.0.0"]
+
+
+def test_versions_are_ordered_as_people_number_them() -> None:
+    """1.9 comes before 1.10, and a pre-release before its release."""
+    rising = ["0.9", "1.0-alpha", "1.0-rc1", "1.0-rc2", "1.0", "1.0.1", "1.9", "1.10", "2", "10.0"]
+    assert sorted(set(rising), key=models.version_order) == rising
+
+
+def test_a_catalogue_finds_the_newest_unless_a_version_is_named(tmp_path: Path) -> None:
+    """A job without a version gets the newest that is served, also after one was withdrawn."""
+    catalogue = models.Catalogue()
+    versions = {
+        version: models.load(packages.write_scorer(tmp_path / version, version=version))
+        for version in ("1.9.0", "1.10.0", "1.2.0")
+    }
+    for model in versions.values():
+        catalogue.add(model)
+    assert catalogue.resolve("mean") is versions["1.10.0"]
+    assert catalogue.resolve("mean", "1.2.0") is versions["1.2.0"]
+    catalogue.remove(models.Key("mean", "1.10.0"))
+    assert catalogue.resolve("mean") is versions["1.9.0"]
+    assert len(catalogue) == 2
+
+
+def test_an_unknown_model_is_told_with_what_there_is(tmp_path: Path) -> None:
+    """The error names what was asked for, and what is served instead."""
+    catalogue = models.Catalogue()
+    catalogue.add(models.load(packages.write_scorer(tmp_path / "a")))
+    with pytest.raises(models.UnknownModel, match=r"model mean@7 is not served here.*mean@1\.0\.0"):
+        catalogue.resolve("mean", "7")
+    with pytest.raises(models.UnknownModel, match="model other is not"):
+        catalogue.resolve("other")

@@ -1,0 +1,122 @@
+"""ONNX Runtime behind its port: the provider that really runs, and graphs that don't fit their manifest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from edge_agent import models, runtime
+from tests import models as packages
+
+
+def opened(folder: Path, *order: str) -> runtime.OnnxRuntime:
+    return runtime.OnnxRuntime(models.load(folder), order)
+
+
+def test_the_provider_that_runs_is_told(tmp_path: Path) -> None:
+    """With the wanted provider there is nothing to explain."""
+    made = opened(packages.write_scorer(tmp_path / "m"), "cpu")
+    assert (made.wanted, made.provider, made.reason) == ("cpu", "cpu", None)
+    assert made.name == f"onnxruntime {ort.__version__}"
+
+
+def test_a_fall_to_another_provider_is_never_silent(tmp_path: Path) -> None:
+    """Where a GPU is wanted and the CPU runs, the runtime says so, and why."""
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime was built for a GPU")
+    made = opened(packages.write_scorer(tmp_path / "m"), "cuda", "cpu")
+    assert (made.wanted, made.provider) == ("cuda", "cpu")
+    assert made.reason is not None
+    assert made.reason.startswith("cuda: ")
+
+
+def test_without_the_cpu_in_its_order_a_model_never_runs_on_it(tmp_path: Path) -> None:
+    """An order without `cpu` means it: the model does not open, and each provider's reason is told."""
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime was built for a GPU")
+    with pytest.raises(runtime.BadGraph, match=r"none of the providers tensorrt, cuda: tensorrt: .*; cuda: "):
+        opened(packages.write_scorer(tmp_path / "m"), "tensorrt", "cuda")
+
+
+def test_a_file_that_is_no_graph_is_told(tmp_path: Path) -> None:
+    """The error names the file, and what ONNX Runtime says of it."""
+    folder = packages.write_scorer(tmp_path / "m")
+    (folder / "model.onnx").write_bytes(b"this is not a graph")
+    with pytest.raises(runtime.BadGraph, match=r"model\.onnx: mean@1\.0\.0 opens on none.*cpu: "):
+        opened(folder)
+
+
+@pytest.mark.parametrize("fixed", [1, 4])
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_a_graph_of_a_fixed_batch_runs_any_number(tmp_path: Path, fixed: int, count: int) -> None:
+    """Batches are cut and filled up to what the graph takes, and each item gets its own answer."""
+    made = opened(packages.write_scorer(tmp_path / "m", batch=fixed))
+    windows = np.arange(count * 4, dtype=np.float32).reshape(count, 4)
+    (scores,) = made.run({"window": windows})
+    np.testing.assert_allclose(scores[:, 0], windows.mean(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('name = "window"', 'name = "image"', "the graph also takes 'window'"),
+        (
+            'name = "window"',
+            'name = "w"\nkind = "tensor"\nshape = [4]\n[[inputs]]\nname = "window"',
+            "no input 'w'",
+        ),
+        ("shape = [4]", "shape = [5]", r"input 'window': the graph takes \['batch', 4\].*\['batch', 5\]"),
+        ("shape = [4]", "shape = [2, 2]", r"\['batch', 2, 2\]"),
+        ("shape = [4]", 'shape = [4]\ndtype = "int64"', r"takes tensor\(float\), the manifest says int64"),
+        ('name = "score"', 'name = "result"', "no output 'result'; it has 'score'"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_told_at_load(tmp_path: Path, old: str, new: str, words: str) -> None:
+    """Names, shapes and types are compared before anything runs; the error names the file and the field."""
+    folder = packages.write_scorer(tmp_path / "m")
+    manifest = folder / "model.toml"
+    text = manifest.read_text()
+    assert old in text
+    manifest.write_text(text.replace(old, new, 1))
+    with pytest.raises(runtime.BadGraph, match=words) as caught:
+        opened(folder)
+    assert str(manifest) in str(caught.value)
+
+
+def test_labels_must_be_as_many_as_the_graphs_classes(tmp_path: Path) -> None:
+    """Three labels for two numbers would name the wrong defect: refused at load."""
+    folder = packages.write_classifier(tmp_path / "m")
+    manifest = folder / "model.toml"
+    manifest.write_text(manifest.read_text().replace('"dark",', '"dark", "dim",'))
+    with pytest.raises(
+        runtime.BadGraph, match=r"'prob': the graph gives \[2\] numbers.*each of its 3 labels"
+    ):
+        opened(folder)
+
+
+def test_an_output_without_the_batch_is_told(tmp_path: Path) -> None:
+    """A graph whose output does not grow with its input can't be batched, and says so instead of guessing."""
+    made = opened(packages.write_summary(tmp_path / "m"))
+    with pytest.raises(runtime.RunFailed, match=r"'score' has shape \[1, 1\] for 3 items"):
+        made.run({"window": np.zeros((3, 4), np.float32)})
+
+
+def test_tensorrt_is_told_the_whole_range_of_shapes(tmp_path: Path) -> None:
+    """One engine for every batch up to the largest, under the graph's digest; others need no options."""
+    model = models.load(packages.write_classifier(tmp_path / "m", extra="[batching]\nmax_batch = 16"))
+    options = runtime.provider_options("tensorrt", model, tmp_path / "cache")
+    assert options["trt_profile_min_shapes"] == "image:1x1x8x8"
+    assert options["trt_profile_opt_shapes"] == options["trt_profile_max_shapes"] == "image:16x1x8x8"
+    assert model.sha256[:16] in options["trt_engine_cache_path"]
+    assert runtime.provider_options("cuda", model, tmp_path) == {}
+
+
+def test_onnx_runtime_is_loaded_with_the_first_model() -> None:
+    """An agent without models, or a tool that reads manifests, does not pay 45 MB for it."""
+    script = "import sys; from edge_agent import engine; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
