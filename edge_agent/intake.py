@@ -122,7 +122,9 @@ class Intake:
             version=metadata.version,
             priority=job.priority,
             queue=metadata.queue,
-            tag=self._window.stamp(job.priority, metadata.queue, self._cost_s(job)),
+            tag=self._window.stamp(
+                job.priority, metadata.queue, self._cost_s(job.model, metadata.version, job.items)
+            ),
             device=topic.device,
             content_type=job.content_type,
             items=job.items,
@@ -156,6 +158,7 @@ class Intake:
             if decision.hand_over:
                 self._hub.handed_over.add(one.task.task_id)
                 away.append(one.task.task_id)
+                self._window.refund(one.task, self._cost_s(one.task.model, one.task.version, one.task.items))
             else:
                 here.append(one.task)
                 self._runner.offer([one.task])
@@ -181,9 +184,9 @@ class Intake:
             policy=self._policy.overflow,
         )
 
-    def _cost_s(self, job: jobs.Job) -> float:
+    def _cost_s(self, model: str, version: str | None, items: int) -> float:
         """Predicted seconds of the executor, the unit in which queues share it."""
-        return job.items / (self._speed(job.model, job.metadata.version) or 1.0)
+        return items / (self._speed(model, version) or 1.0)
 
     def _speed(self, model: str, version: str | None) -> float:
         """Items per second of all threads together; 0 while it is not known."""

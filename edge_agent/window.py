@@ -77,6 +77,13 @@ class Window:
         clock_ = self._clocks.setdefault(priority, fairness.FairClock())
         return clock_.stamp(queue, self._weights.get(queue, 1.0), max(cost_s, 1e-6))
 
+    def refund(self, task: records.Task, cost_s: float) -> None:
+        """A stamped task leaves without having run here: its queue is not charged for it."""
+        if task.priority in self._clocks:
+            self._clocks[task.priority].refund(
+                task.queue, self._weights.get(task.queue, 1.0), max(cost_s, 1e-6)
+            )
+
     def items_ahead(self, priority: int) -> int:
         """Items that run before a task of `priority` that joins now: all models share the threads."""
         return sum(items for (_, level), items in self.items.items() if level >= priority)
