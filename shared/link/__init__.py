@@ -1,12 +1,12 @@
 """One MQTT link: a connection to a broker that comes back by itself.
 
     uplink = link.Link(link.Address("broker.example", 8883, ca_file="ca.pem"), "line-3/press")
-    uplink.subscribe("backhaul/v1/line-3/press/down/+", 1, inbox.put)
+    uplink.subscribe(topics.all_down(agent), 1, inbox.put)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(uplink.run(), name="uplink") await uplink.wait_connected() await
-        uplink.publish("backhaul/v1/line-3/press/up/results", batch, qos=1)   # returns at PUBACK
-        running.cancel()                                                             # disconnects, sends no
-        will
+        running = tasks.create_task(uplink.run(), name="uplink")
+        await uplink.wait_connected()
+        await uplink.publish(topics.up(agent, "results"), batch, qos=1)  # returns at PUBACK
+        running.cancel()  # disconnects, sends no will
 
 paho-mqtt speaks the protocol; the asyncio loop drives it, in one thread, through its socket callbacks. What
 the link adds is what a store-and-forward system must know and paho keeps to itself: a refusal is an error, a

@@ -11,21 +11,20 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from paho.mqtt.client import ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from shared.link import packets
 from shared.link.client import Client, Packed
 from shared.link.counters import Counters
-from shared.link.errors import LinkDown, LinkError, NoRoom, PacketTooLarge, Refused
+from shared.link.errors import LinkDown, LinkError, PacketTooLarge, Refused
 from shared.link.messages import Deliveries, Message, Publication
+from shared.link.window import Window, fail
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +41,8 @@ are publications in flight.)"""
 _BACKLOG: Final = 1 << 20
 """Bytes that may wait for a socket that takes no more, before publications of QoS 0 are dropped."""
 
-_FAILURE: Final = 0x80
-"""Reason codes from here on are failures (MQTT 5.0, 2.4)."""
+_UNLIMITED: Final = 0xFFFF
+"""The Receive Maximum of a broker that names none (MQTT 5.0, 3.2.2.3.3)."""
 
 _T = TypeVar("_T")
 
@@ -68,7 +67,7 @@ class Connection:
         deliver: Callable[[Message], None],
         on_end: Callable[[], None],
     ) -> None:
-        self.in_flight_limit = in_flight_limit
+        self.window = Window(in_flight_limit)
         self.max_packet_size: int | None = None
         self.session_present = False
         self.deliveries = Deliveries()
@@ -87,8 +86,6 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._granted: dict[int, asyncio.Future[list[ReasonCode]]] = {}
-        self._in_flight: dict[int, asyncio.Future[None]] = {}
-        self._queue: deque[asyncio.Future[None]] = deque()
         self._farewell: LinkError | None = None
         self._ended: asyncio.Future[Exception] = self._loop.create_future()
 
@@ -187,34 +184,12 @@ class Connection:
         self._settle()
         self.deliveries.end()
         self._on_end()
-        _fail(self._accepted, why)
+        fail(self._accepted, why)
         for answer in self._granted.values():
-            _fail(answer, why)
-        for publication in self._in_flight.values():
-            _fail(publication, LinkDown(f"the connection ended before the acknowledgement: {why}"))
-        self._in_flight.clear()
-        self._admit()
+            fail(answer, why)
+        self.window.end(why)
 
     # Publications
-
-    @property
-    def in_flight(self) -> int:
-        """Publications of QoS 1 that the broker has not yet acknowledged."""
-        return len(self._in_flight)
-
-    async def room(self) -> None:
-        """Wait until one more publication of QoS 1 may be under way, first come, first served; LinkDown."""
-        behind = bool(self._queue)
-        while self.alive and (behind or len(self._in_flight) >= self.in_flight_limit):
-            turn: asyncio.Future[None] = self._loop.create_future()
-            self._queue.append(turn)
-            try:
-                await turn
-            finally:
-                # Whoever was let in may be cancelled, or not publish after all: look again afterwards.
-                self._loop.call_soon(self._admit)
-            behind = False
-        self._require()
 
     def publish(self, publication: Publication) -> asyncio.Future[None] | None:
         """Send; the future is done at the broker's acknowledgement. None for QoS 0, which may be dropped.
@@ -223,11 +198,10 @@ class Connection:
         Unpublishable. The future fails with LinkDown when the connection ends first, with Refused when the
         broker does not take it.
         """
-        self._require()
-        if publication.qos and len(self._in_flight) >= self.in_flight_limit:
-            raise NoRoom(
-                f"{self.in_flight} publications are in flight, and the limit is {self.in_flight_limit}"
-            )
+        if not self.alive:
+            raise LinkDown("there is no connection to the broker")
+        if publication.qos:
+            self.window.check()
         properties = packets.pack(publication) if publication.needs_mqtt5 else b"\x00"
         topic = packets.check_topic(publication.topic)
         size = packets.size(topic, publication.payload, publication.qos, properties)
@@ -250,37 +224,14 @@ class Connection:
         self._backlog += size
         self._counters.messages_out += 1
         self._counters.bytes_out += len(publication.payload)
-        if not publication.qos:
-            return None
-        future = self._in_flight[sent.mid] = self._loop.create_future()
-        return future
+        return self.window.sent(sent.mid) if publication.qos else None
 
     def _settle(self) -> None:
-        """Tell the publishers of what has been acknowledged, and let as many others in."""
+        """Tell the publishers of what has been acknowledged."""
         acknowledged, self._client.acknowledged = self._client.acknowledged, []
         for packet_id, code in acknowledged:
-            future = self._in_flight.pop(packet_id, None)
-            if future is None or future.done():  # done: nobody waited any longer
-                continue
-            if code < _FAILURE:
-                future.set_result(None)
-            else:
-                reason = ReasonCode(PacketTypes.PUBACK, identifier=code)
-                _fail(future, Refused("the broker refused a publication", str(reason)))
-        self._admit()
-
-    def _require(self) -> None:
-        if not self.alive:
-            raise LinkDown("there is no connection to the broker")
-
-    def _admit(self) -> None:
-        """Let in those who wait for room, as many as there is; all of them once the connection has ended."""
-        admitted = 0
-        while self._queue and (not self.alive or len(self._in_flight) + admitted < self.in_flight_limit):
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                admitted += 1
+            self.window.acknowledged(packet_id, code)
+        self.window.settled()
 
     # Messages
 
@@ -398,13 +349,11 @@ class Connection:
             self._farewell = Refused("the broker refused the connection", str(reason))
         elif getattr(properties, "MaximumQoS", 1) < 1:
             self._farewell = Refused("the broker is of no use to us", "it takes QoS 0 only")
-            _fail(self._accepted, self._farewell)
+            fail(self._accepted, self._farewell)
         elif not self._accepted.done():
             self.session_present = flags.session_present
             self.max_packet_size = getattr(properties, "MaximumPacketSize", None)
-            self.in_flight_limit = min(
-                self.in_flight_limit, getattr(properties, "ReceiveMaximum", self.in_flight_limit)
-            )
+            self.window.limit = min(self.window.limit, getattr(properties, "ReceiveMaximum", _UNLIMITED))
             self._accepted.set_result(None)
 
     def _on_disconnect(
@@ -432,10 +381,3 @@ class Connection:
         granted = self._granted.pop(packet_id, None)
         if granted is not None and not granted.done():
             granted.set_result(reasons)
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Fail whoever waits; it is no mistake if nobody does."""
-    if not future.done():
-        future.set_exception(error)
-        future.exception()

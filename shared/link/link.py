@@ -22,8 +22,7 @@ from shared.link.messages import Message, Options, Publication, QoS
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Message], None]
-"""Called in the loop, once for each message, and not allowed to block: it hands on, for example to an
-`Inbox`."""
+"""Called in the loop, once for each message; it must not block, but hand on, for example to an `Inbox`."""
 
 _MOST_IN_FLIGHT: Final = 0xFFFF
 
@@ -205,12 +204,12 @@ class Link:
     @property
     def in_flight(self) -> int:
         """Publications of QoS 1 that are not yet acknowledged."""
-        return 0 if self._connection is None else self._connection.in_flight
+        return 0 if self._connection is None else len(self._connection.window)
 
     @property
     def in_flight_limit(self) -> int:
         """How many that may be: our own limit, or the connected broker's Receive Maximum if that is lower."""
-        return self._in_flight_limit if self._connection is None else self._connection.in_flight_limit
+        return self._in_flight_limit if self._connection is None else self._connection.window.limit
 
     @property
     def max_packet_size(self) -> int | None:
@@ -265,7 +264,7 @@ class Link:
         """
         publication = Publication(topic, payload, **options)
         if publication.qos:
-            await self._standing().room()
+            await self._standing().window.room()
         acknowledged = self._send(publication)
         if acknowledged is not None:
             await acknowledged
@@ -284,7 +283,7 @@ class Link:
 
     async def room(self) -> None:
         """Wait until there is room in flight for one publication of QoS 1. Raises LinkDown."""
-        await self._standing().room()
+        await self._standing().window.room()
 
     def _send(self, publication: Publication) -> asyncio.Future[None] | None:
         if self._version != 5 and publication.needs_mqtt5:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -272,6 +273,18 @@ async def test_publishing_without_waiting_keeps_the_limit_too(broker: servers.Mo
             assert acknowledged is not None
             await acknowledged
         assert ours.publish_nowait("t", b"", qos=0) is None
+
+
+async def test_a_publisher_that_is_overtaken_waits_on(broker: servers.Mosquitto) -> None:
+    """Whoever waits for room and finds it taken by a quicker one waits again, and does not fail."""
+    async with running(ours := new_link(broker, "ours", in_flight_limit=1)):
+        first = ours.publish_nowait("t", b"", qos=1)
+        assert first is not None
+        quicker: list[object] = []
+        first.add_done_callback(lambda _: quicker.append(ours.publish_nowait("t", b"", qos=1)))
+        await ours.publish("t", b"", qos=1)
+        assert len(quicker) == 1
+        assert ours.counters.messages_out == 3
 
 
 async def test_a_publisher_that_gives_up_makes_room_for_others(broker: servers.Mosquitto) -> None:
@@ -712,3 +725,22 @@ async def test_the_link_is_encrypted_and_both_sides_show_who_they_are(
             async with running(stranger, connected=False):
                 await until(lambda: stranger.error is not None)  # noqa: B023 - awaited within the turn
                 assert stranger.counters.connects == 0
+
+
+async def test_many_packets_in_one_tls_record_all_arrive(certificates: Path) -> None:
+    """What TLS has already taken out of the socket is read too, though the socket has no more to say."""
+    accept, message = b"\x20\x03\x00\x00\x00", b"\x30\x04\x00\x01t\x00"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(accept + 500 * message)
+        await reader.read()
+        writer.close()
+
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
+        host, port = server.sockets[0].getsockname()
+        ours = link.Link(link.Address(host, port, ca_file=str(certificates / "ca.pem")), "ours")
+        async with running(ours):
+            await until(lambda: ours.counters.unclaimed == 500)
