@@ -26,6 +26,7 @@ from edge_agent import (
     models,
     replies,
     runner,
+    runtime,
     settings,
     status,
     uplink,
@@ -91,7 +92,7 @@ def _load_models(policy: settings.Settings, catalogue: models.Catalogue) -> engi
         log.error("%s is left out: %s", where, why)
     for model in found.models.values():
         try:
-            loaded = machine.load(model)
+            loaded = machine.load(model, _order(model, policy.engine.provider))
         except Exception as error:  # noqa: BLE001 - whatever a graph does, the other models must serve
             log.error("%s is left out: %s", model, error)
             continue
@@ -99,6 +100,14 @@ def _load_models(policy: settings.Settings, catalogue: models.Catalogue) -> engi
         if loaded.provider != loaded.wanted:
             log.warning("%s should run on %s: %s", model, loaded.wanted, loaded.reason)
     return machine
+
+
+def _order(model: models.Model, provider: str) -> tuple[str, ...]:
+    """The providers to try for a model, the one that should run first."""
+    order = model.manifest.providers.order
+    if provider == "auto":
+        return runtime.offered(order)
+    return (provider, *(one for one in order if one != provider))
 
 
 class Agent:

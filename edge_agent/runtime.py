@@ -154,6 +154,14 @@ class CallableRuntime:
         pass
 
 
+def offered(order: Sequence[str]) -> tuple[str, ...]:
+    """Those of the providers in `order` that the installed ONNX Runtime was built with; all, if none."""
+    import onnxruntime as ort
+
+    available = set(ort.get_available_providers())
+    return tuple(one for one in order if EXECUTION_PROVIDERS[one] in available) or tuple(order)
+
+
 def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) -> int | None:
     """Compare the graph's inputs and outputs with the manifest: BadGraph names what differs.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
+from edge_agent import models
 from shared import settings, topics
 
 
@@ -42,6 +44,10 @@ class Engine(_Section, frozen=True):
     """Batches that run at one time."""
     intra_op_threads: int = 1
     """Threads of ONNX Runtime inside one batch."""
+    provider: str = "auto"
+    """The execution provider that models should run on. 'auto' is the best of a model's own order that
+    the installed ONNX Runtime was built with; name 'tensorrt' or 'cuda' where the hardware is there, so
+    that falling back to anything else is reported."""
     window: int = 4096
     """Tasks that wait in memory for their turn; the others wait in the journal."""
     window_bytes: int = 32 << 20
@@ -140,5 +146,10 @@ def load(path: Path) -> Settings:
     ):
         if value < 1:
             raise settings.BadSettings(f"{path}: {what} = {value}: at least 1 is needed")
+    if read.engine.provider != "auto" and read.engine.provider not in get_args(models.Provider):
+        known = ", ".join(get_args(models.Provider))
+        raise settings.BadSettings(
+            f"{path}: engine.provider {read.engine.provider!r} is none of auto, {known}"
+        )
     base = path.resolve().parent
     return msgspec.structs.replace(read, state=str(base / read.state), models=str(base / read.models))
