@@ -74,7 +74,7 @@ class Span(NamedTuple):
 
 
 class JournalRegressed(Exception):
-    """The receiver has committed numbers that this sender's store has never given out.
+    """The receiver has committed numbers that this sender has never given to the link.
 
     The store was put back to an older state (a restored snapshot, a cloned disk): going on would
     give the same numbers to other records. The owner must take a new epoch.
@@ -98,9 +98,12 @@ class Sender:
     _due: float | None = field(init=False, default=None)
     """When the oldest batch in flight counts as lost."""
     _rewound_to: int | None = field(init=False, default=None)
+    _reach: int = field(init=False)
+    """The highest number that can be out there: numbered before this sender began, or sent by it."""
 
     def __post_init__(self) -> None:
         self.sent = self.acked
+        self._reach = self.numbered
 
     @property
     def floor(self) -> int:
@@ -138,6 +141,7 @@ class Sender:
         if span.first != self.sent + 1 or not span.first <= span.last <= self.numbered:
             raise ValueError(f"{span} does not follow {self.sent} within {self.numbered}")
         self.sent = span.last
+        self._reach = max(self._reach, span.last)
         self._in_flight.append(span.last)
         if self._due is None:
             self._due = now + self._timeout_s
@@ -148,12 +152,14 @@ class Sender:
         With `rewind` the receiver saw a gap after `cursor`. Several batches of one flight report
         the same gap, so one rewind is done for each cursor until there is progress or a time-out.
 
-        Raises JournalRegressed if the cursor is beyond what was ever numbered.
+        Raises JournalRegressed if the cursor is beyond what was ever sent: numbered before this
+        sender began, or sent since. What was numbered since and not sent may have the number of
+        another record that the receiver has.
         """
-        if cursor > self.numbered:
+        if cursor > self._reach:
             raise JournalRegressed(
-                f"the receiver has committed {cursor} records, but this store has numbered only "
-                f"{self.numbered}: it was put back to an older state and needs a new epoch"
+                f"the receiver has committed {cursor} records, but this store has sent only "
+                f"{self._reach}: it was put back to an older state and needs a new epoch"
             )
         moved = cursor > self.acked
         if moved:
