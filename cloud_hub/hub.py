@@ -48,6 +48,7 @@ class Hub:
             keepalive_s=policy.gateway.keepalive_s,
             in_flight_limit=100,
             receive_maximum=policy.gateway.in_flight,
+            backoff=backoff.Backoff(base_s=0.2, cap_s=5.0),
         )
         self._gateway = gateway.Gateway(
             self._link,

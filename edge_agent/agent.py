@@ -33,12 +33,14 @@ from edge_agent import (
     window,
 )
 from edge_agent.journal import journal, records
-from shared import lanes, link
+from shared import backoff, lanes, link
 
 log: Final = logging.getLogger(__name__)
 
 STOP_RUNNING_S: Final = 5.0
 STOP_FLUSH_S: Final = 2.0
+SITE_RECONNECT_MAX_S: Final = 2.0
+"""The site's broker has few clients, and devices wait: no long pauses there."""
 SWITCH_INTERVAL_S: Final = 0.0005
 """Python's threads take turns this often: the loop must not wait 5 ms for one that decodes an image."""
 
@@ -144,6 +146,7 @@ class Agent:
                 f"backhaul-{policy.site}-{policy.name}",
                 receive_maximum=policy.intake.in_flight,
                 session_expiry_s=policy.intake.session_expiry_s,
+                backoff=backoff.Backoff(base_s=0.2, cap_s=SITE_RECONNECT_MAX_S),
             )
             self._replies = replies.Replies(book, site)
             site.watch(lambda connected: self._replies.connected() if connected and self._replies else None)
@@ -172,6 +175,9 @@ class Agent:
                 will=uplink.Uplink.will(policy.agent, book.epoch),
                 keepalive_s=policy.uplink.keepalive_s,
                 in_flight_limit=policy.uplink.in_flight,
+                backoff=backoff.Backoff(
+                    base_s=min(0.5, policy.uplink.reconnect_max_s), cap_s=policy.uplink.reconnect_max_s
+                ),
             )
             self._uplink = uplink.Uplink(
                 cloud,

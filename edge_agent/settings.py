@@ -81,6 +81,9 @@ class Uplink(_Section, frozen=True):
     """Messages that the broker has not acknowledged, at most."""
     telemetry_s: float = 2.0
     keepalive_s: int = 5
+    reconnect_max_s: float = 15.0
+    """Longest pause between two tries to reach the broker; the pauses are random up to it, so that a
+    fleet that lost its broker does not come back in one instant."""
 
 
 class Leases(_Section, frozen=True):
