@@ -35,7 +35,8 @@ BACKLOG_SHARE: Final = 4
 """While live records flow, one batch in so many may be of a backlog."""
 
 ACK_TIMEOUT_S: Final = 5.0
-"""Without an acknowledgement for so long, a sender sends again; doubled up to ACK_TIMEOUT_CAP_S."""
+"""Without an acknowledgement for so long, a sender sends again. Doubled each time, and longer on a
+link that was seen to be slow, up to ACK_TIMEOUT_CAP_S."""
 
 ACK_TIMEOUT_CAP_S: Final = 60.0
 
@@ -100,6 +101,10 @@ class Sender:
     _rewound_to: int | None = field(init=False, default=None)
     _reach: int = field(init=False)
     """The highest number that can be out there: numbered before this sender began, or sent by it."""
+    _waiting_since: float | None = field(init=False, default=None)
+    """Since when we wait for progress: since the last, or since we sent after all was committed."""
+    _probing: bool = field(init=False, default=False)
+    """True from a time-out to the next progress."""
 
     def __post_init__(self) -> None:
         self.sent = self.acked
@@ -126,8 +131,12 @@ class Sender:
 
     @property
     def open(self) -> bool:
-        """True if there is something to send and a place in the window."""
-        return self.unsent > 0 and len(self._in_flight) < self.window
+        """True if there is something to send and a place in the window.
+
+        After a time-out one batch asks whether anybody listens: a whole window each time would
+        fill the broker while the receiver is away, and a slow link while it is not.
+        """
+        return self.unsent > 0 and len(self._in_flight) < (1 if self._probing else self.window)
 
     def append(self, numbered: int) -> None:
         """The store has committed records up to `numbered`."""
@@ -144,6 +153,17 @@ class Sender:
         self._reach = max(self._reach, span.last)
         self._in_flight.append(span.last)
         if self._due is None:
+            self._due = now + self._timeout_s
+        if self._waiting_since is None:
+            self._waiting_since = now
+
+    def delivered(self, now: float) -> None:
+        """The broker has taken a batch from us: what is in flight has the whole time-out from now.
+
+        So the minutes that a large batch takes on a thin link are not taken for a loss. Optional:
+        without it the time-out adapts to the link, at the price of some batches sent twice.
+        """
+        if self._due is not None:
             self._due = now + self._timeout_s
 
     def acknowledge(self, cursor: int, now: float, *, rewind: bool = False) -> bool:
@@ -167,9 +187,9 @@ class Sender:
             self.sent = max(self.sent, cursor)
             while self._in_flight and self._in_flight[0] <= cursor:
                 self._in_flight.popleft()
-            self._timeout_s = ACK_TIMEOUT_S
+            self._learn(now)
             self._due = now + self._timeout_s if self._in_flight else None
-            self._rewound_to = None
+            self._probing = False
         if rewind and cursor == self.acked and self._rewound_to != cursor and self.sent > cursor:
             self._rewind()
             self._rewound_to = cursor
@@ -180,6 +200,8 @@ class Sender:
         self._rewind()
         self._rewound_to = None
         self._timeout_s = ACK_TIMEOUT_S
+        self._waiting_since = None
+        self._probing = False
 
     def tick(self, now: float) -> bool:
         """True if no acknowledgement came in time and the lane rewound to its cursor."""
@@ -188,12 +210,24 @@ class Sender:
         self._timeout_s = min(self._timeout_s * 2, ACK_TIMEOUT_CAP_S)
         self._rewind()
         self._rewound_to = None
+        self._probing = True
         return True
 
     @property
     def due(self) -> float | None:
         """When `tick` wants to be called (s, monotonic), if anything is in flight."""
         return self._due
+
+    def _learn(self, now: float) -> None:
+        """There was progress: the next time, wait twice as long as it took.
+
+        With the time-out always at its shortest, a link that takes longer for one batch would be
+        filled with copies of its window faster than it empties, for ever. The time since the last
+        progress is known even where batches went twice, unlike a round trip (RFC 6298, Karn).
+        """
+        waited = 0.0 if self._waiting_since is None else now - self._waiting_since
+        self._timeout_s = max(ACK_TIMEOUT_S, min(2 * waited, ACK_TIMEOUT_CAP_S))
+        self._waiting_since = now if self._in_flight else None
 
     def _rewind(self) -> None:
         self.sent = self.acked

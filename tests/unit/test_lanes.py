@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import Final
 
 import pytest
@@ -347,6 +348,15 @@ def test_an_acknowledgement_within_a_batch_leaves_the_batch_in_flight() -> None:
     assert (sender.sent, sender.idle) == (20, True)
 
 
+def test_the_oldest_batch_in_flight_sets_the_time() -> None:
+    """Later batches do not put off the time at which the first counts as lost; progress does."""
+    sender = sending(1)
+    send(sender, 1, now=4.0)
+    assert sender.due == 5.0
+    sender.acknowledge(10, now=4.5)
+    assert sender.due == 13.5, "twice the 4.5 s that it took"
+
+
 def test_without_an_answer_the_waits_double_up_to_the_cap() -> None:
     """Nobody answers: 5, 10, 20, 40, then every 60 seconds."""
     sender = sending(1)
@@ -374,6 +384,109 @@ def test_a_new_connection_starts_afresh() -> None:
     assert sender.due == 405.0
     sender.acknowledge(20, now=400.1)
     assert sender.due == pytest.approx(405.1)
+
+
+def test_after_a_time_out_one_batch_asks_whether_anybody_listens() -> None:
+    """A time-out closes the window down to one batch; the first progress opens it again."""
+    sender = sending(8)
+    assert sender.tick(5.0)
+    send(sender, 1, now=5.0)
+    assert not can_send(sender)
+    sender.acknowledge(0, now=5.5)
+    assert not can_send(sender)
+    sender.acknowledge(10, now=6.0)
+    send(sender, 8, now=6.0)
+    assert not can_send(sender)
+
+
+def test_an_hour_without_a_hub_costs_a_batch_a_minute() -> None:
+    """A broker that keeps what nobody fetches is not filled with copies of one window."""
+    sender = sending(8)
+    sends = 8
+    while sender.due is not None and sender.due < 3600:
+        now = sender.due
+        sender.tick(now)
+        while sender.open:
+            send(sender, 1, now)
+            sends += 1
+    assert sends <= 8 + 64
+
+
+def drive(sender: lanes.Sender, batch_s: float, *, says_delivered: bool = False) -> int:
+    """How many batches are sent until all are acknowledged over a link that takes `batch_s` for each.
+
+    The link is good: one after the other, none is lost, and the acknowledgement takes no time.
+    """
+    receiver = lanes.Receiver()
+    queue: deque[tuple[float, lanes.Span]] = deque()
+    now = free = 0.0
+    sends = 0
+    while sender.unacknowledged:
+        while sender.open:
+            span = lanes.Span(sender.sent + 1, sender.sent + 10)
+            free = max(now, free) + batch_s
+            sender.send(span, now)
+            queue.append((free, span))
+            sends += 1
+            assert sends < 1000, "the link fills faster than it empties"
+        arrival = queue[0][0] if queue else float("inf")
+        waiting = says_delivered and queue  # a caller that knows what is under way looks at no clock
+        if sender.due is not None and sender.due < arrival and not waiting:
+            now = sender.due
+            assert sender.tick(now)
+            continue
+        now, span = queue.popleft()
+        if says_delivered:
+            sender.delivered(now)
+        if receiver.receive(span, sender.floor).verdict is lanes.Verdict.APPLY:
+            receiver.commit(span.last)
+        sender.acknowledge(receiver.cursor, now)
+    return sends
+
+
+@pytest.mark.parametrize("batch_s", [0.01, 0.6])
+def test_a_good_link_carries_every_batch_once(batch_s: float) -> None:
+    """While a window takes less than the time-out, nothing is sent twice."""
+    assert drive(lanes.Sender(numbered=1000), batch_s) == 100
+
+
+@pytest.mark.parametrize("batch_s", [5.5, 8.0, 20.0, 25.0])
+def test_a_thin_link_does_not_choke_on_its_own_repetitions(batch_s: float) -> None:
+    """Where each batch takes longer than the time-out, the time-out learns, and some are sent twice."""
+    assert drive(lanes.Sender(numbered=1000), batch_s) <= 250
+
+
+@pytest.mark.parametrize("batch_s", [8.0, 64.0, 600.0])
+def test_a_sender_that_is_told_of_deliveries_repeats_nothing(batch_s: float) -> None:
+    """Time under way is not silence of the receiver, however thin the link."""
+    assert drive(lanes.Sender(numbered=1000), batch_s, says_delivered=True) == 100
+
+
+def test_a_delivery_gives_the_receiver_the_whole_time_out() -> None:
+    """The wait for an answer begins when the broker has the batch; with nothing in flight there is none."""
+    sender = sending(1)
+    sender.delivered(now=4.0)
+    assert sender.due == 9.0
+    sender.acknowledge(10, now=4.5)
+    sender.delivered(now=5.0)
+    assert sender.due is None
+
+
+def test_the_time_out_follows_the_link() -> None:
+    """It is twice the time since the last progress, between 5 and 60 seconds."""
+    sender = sending(5)
+    sender.acknowledge(10, now=10.0)
+    assert sender.due == 10.0 + 20.0
+    sender.acknowledge(20, now=22.0)
+    assert sender.due == 22.0 + 24.0
+    sender.acknowledge(30, now=23.0)
+    assert sender.due == 23.0 + 5.0
+    sender.acknowledge(40, now=4000.0)
+    assert sender.due == 4000.0 + 60.0
+    sender.acknowledge(50, now=4100.0)
+    send(sender, 2, now=9000.0)
+    sender.acknowledge(60, now=9001.0)
+    assert sender.due == 9001.0 + 5.0, "time without anything in flight is no silence"
 
 
 def test_numbers_never_go_back() -> None:
