@@ -56,11 +56,16 @@ class Lane(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Lane:
-        """The lane that a topic's last level names; ValueError if it names none."""
-        name, dot, generation = text.rpartition(".")
-        if not dot or not name or not generation.isdecimal() or int(generation) < 1:
-            raise ValueError(f"{text!r} is not a lane: it would read NAME.GENERATION, as in 'results.1'")
-        return cls(name, int(generation))
+        """The lane that a topic's last level names; ValueError if it names none.
+
+        A lane has one spelling: two of them would be two cursors for one stream.
+        """
+        name, _, generation = text.rpartition(".")
+        if name and generation.isdecimal():
+            lane = cls(name, int(generation))
+            if lane.generation >= 1 and str(lane) == text:
+                return lane
+        raise ValueError(f"{text!r} is not a lane: it would read NAME.GENERATION, as in 'results.1'")
 
 
 class Span(NamedTuple):

@@ -598,6 +598,15 @@ def test_a_lane_is_read_as_it_is_written(name: str, generation: int) -> None:
     assert lanes.Lane.parse(str(lane)) == lane
 
 
+@pytest.mark.parametrize(
+    "text", ["", "ack", "results.", ".1", "results.0", "results.-1", "results.x", "results.01", "results.١"]
+)
+def test_a_lane_has_one_spelling(text: str) -> None:
+    """What is no lane, and a second spelling of one, is refused by name."""
+    with pytest.raises(ValueError, match="is not a lane"):
+        lanes.Lane.parse(text)
+
+
 def test_the_books_of_a_lane() -> None:
     """Missing is what was passed and not committed; waiting is what is still to come."""
     books = lanes.Ledger(numbered=1_204_331, cursor=1_204_000, committed=1_203_990)
