@@ -1,0 +1,151 @@
+"""What the API works with: its collaborators, its settings, and the limits on what it holds at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol, TypeAlias
+
+import msgspec
+import prometheus_client
+from fastapi import Depends, Request
+
+from cloud_hub import events
+from cloud_hub.api import bodies, problems, submissions
+from cloud_hub.store import ends, pool
+from shared import jobs, signals, topics
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the API takes and how much of it at a time."""
+
+    max_task_bytes: int = jobs.MAX_PAYLOAD
+    """Bytes of one task's body."""
+    max_batch_bytes: int = 64 << 20
+    """Bytes of a batch of tasks."""
+    max_batch_tasks: int = 10_000
+    max_bodies_bytes: int = 256 << 20
+    """Bytes of all bodies that are being taken at one time."""
+    max_waits: int = 1_000
+    """Clients that wait for a task to end, with ?wait."""
+    max_exports: int = 4
+    """Streams of results as Arrow; each holds a connection to PostgreSQL."""
+    max_watchers: int = 200
+    """Streams of events: dashboards, for the most part."""
+    database_wait_s: float = 5.0
+    """How long a request waits for a connection to PostgreSQL before it is answered 503."""
+    silent_after_s: float = 10.0
+    """An agent whose presence says online, and that was not heard for so long, is shown as silent."""
+
+
+class Member(Protocol):
+    """What this hub heard of an agent lately, fresher than what the store was told."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def heard(self) -> float:
+        """When it last said anything (s, monotonic)."""
+
+    @property
+    def telemetry(self) -> signals.Telemetry | None: ...
+
+
+class Live(Protocol):
+    """The fleet as this hub hears it now."""
+
+    def find(self, agent: topics.Agent) -> Member | None: ...
+
+
+class Deaf:
+    """For an API without a gateway beside it: all it knows of the agents is in the store."""
+
+    def find(self, agent: topics.Agent) -> Member | None:
+        return None
+
+
+class Gate:
+    """A bound on how many clients do one thing at a time."""
+
+    def __init__(self, limit: int, doing: str) -> None:
+        self._limit = limit
+        self._doing = doing
+        self.inside = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Count one more until the block is left. Raises Problem BUSY at the limit."""
+        if self.inside >= self._limit:
+            raise problems.Problem(
+                problems.BUSY,
+                f"{self.inside} clients are {self._doing} now, which is the limit; try again",
+                retry_after_s=2.0,
+            )
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """The collaborators of the API, wired by whoever builds it."""
+
+    database: pool.Pool
+    submitter: submissions.Submitter
+    events: events.Events
+    live: Live
+    settings: Settings
+    tell: Callable[[ends.Outcome], None]
+    """Is told what a request changed, after the commit."""
+    tag: Callable[[jobs.Job], float]
+    """The fair-share tag of a task that is to join the queue."""
+    drained: Callable[[topics.Agent, bool], None]
+    """Is told of an agent that is to get no more of the hub's tasks (True), or gets them again."""
+    broker: Callable[[], bool | None]
+    """Whether the broker is connected; None: there is none."""
+    redis: Callable[[], bool | None]
+    """Whether Redis is there; None: none is used."""
+    registry: prometheus_client.CollectorRegistry
+
+    bodies: bodies.Bodies = field(init=False)
+    waits: Gate = field(init=False)
+    exports: Gate = field(init=False)
+    watchers: Gate = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("bodies", bodies.Bodies(self.settings.max_bodies_bytes)),
+            ("waits", Gate(self.settings.max_waits, "waiting for a task")),
+            ("exports", Gate(self.settings.max_exports, "reading results as a stream")),
+            ("watchers", Gate(self.settings.max_watchers, "watching events")),
+        ):
+            object.__setattr__(self, name, value)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[pool.Connection]:
+        """A connection to PostgreSQL and a transaction on it, committed when the block is left."""
+        async with (
+            self.database.connection(timeout=self.settings.database_wait_s) as connection,
+            connection.transaction(),
+        ):
+            yield connection
+
+    def heard_s(self, agent: topics.Agent, epoch: int) -> tuple[float, signals.Telemetry | None] | None:
+        """How long ago (s) this hub heard of that epoch of an agent, and what; None if it never did."""
+        member = self.live.find(agent)
+        if member is None or member.epoch != epoch:
+            return None
+        return max(0.0, time.monotonic() - member.heard), member.telemetry
+
+
+async def of(request: Request) -> Hub:
+    hub = request.app.state.hub
+    assert isinstance(hub, Hub)
+    return hub
+
+
+Dependency: TypeAlias = Annotated[Hub, Depends(of)]

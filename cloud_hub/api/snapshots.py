@@ -1,0 +1,191 @@
+"""The picture of the fleet that dashboards watch and metrics are taken from.
+
+However many look, it is taken about once a second and shared. Counting tasks takes longer the more there
+are, so that it is done only as often as keeps it a small share of the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import BaseModel, Field
+
+from cloud_hub.api import context, fleet_view, task_view
+from cloud_hub.store import agents, lanes, pool, schedule
+from cloud_hub.store import tasks as task_store
+from shared import tasks
+
+log = logging.getLogger(__name__)
+
+EVERY_S: Final = 1.0
+AGENTS_PER_S: Final = 200
+"""The pictures of a larger fleet are taken less often, so that their bytes a second are bounded."""
+HISTORY: Final = 120
+"""Values of throughput that are kept, of each agent and of the fleet."""
+COUNT_SHARE: Final = 0.05
+"""The part of the time that may go into counting tasks."""
+RECENT: Final = 12
+FAILURES: Final = 8
+
+
+class Counts(BaseModel):
+    """How many tasks there are."""
+
+    at: datetime = Field(description="When they were counted")
+    states: dict[tasks.State, int] = Field(
+        description="By state", examples=[{"QUEUED": 17, "PROCESSING": 6, "COMPLETED": 40211}]
+    )
+    queued: dict[str, int] = Field(
+        description="Of the queued, by MODEL/QUEUE", examples=[{"surface-defects/default": 17}]
+    )
+
+
+class Picture(BaseModel):
+    """The fleet at one moment, as the event `fleet` carries it."""
+
+    at: datetime = Field(description="When it was taken")
+    totals: fleet_view.Totals = Field(description="The fleet in numbers")
+    tasks: Counts = Field(description="The hub's tasks in numbers")
+    sites: list[fleet_view.Site] = Field(description="Sites and agents")
+    throughput: dict[str, list[float]] = Field(
+        description="Items per second lately, oldest first, by SITE/NAME; of all agents under `*`"
+    )
+
+
+class Lists(BaseModel):
+    """The newest tasks and dead letters, as the event `tasks` carries them."""
+
+    recent: list[task_view.Task] = Field(description="The newest tasks")
+    failures: list[task_view.Task] = Field(description="The newest dead letters")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A picture and its lists, and both as JSON, ready for every client."""
+
+    taken: float
+    """Monotonic, s."""
+    picture: Picture
+    picture_json: bytes
+    lists_json: bytes
+
+    @property
+    def every_s(self) -> float:
+        """How long it is good for."""
+        return max(EVERY_S, self.picture.totals.agents / AGENTS_PER_S)
+
+
+async def read_agents(hub: context.Hub, connection: pool.Connection) -> list[fleet_view.Agent]:
+    """All agents as the store knows them, with what this hub heard of them since."""
+    rows = await agents.fleet(connection)
+    books = await lanes.ledgers(connection, [row.agent_id for row in rows])
+    leases = await schedule.outstanding(connection)
+    return [view(hub, row, books.get(row.agent_id), leases.get(row.agent_id, 0)) for row in rows]
+
+
+def view(hub: context.Hub, row: agents.Agent, books: lanes.Ledgers | None, leases: int) -> fleet_view.Agent:
+    """One agent, the fresher of what the store and this hub know of it."""
+    heard_s = max(0.0, (datetime.now(UTC) - row.last_seen).total_seconds())
+    telemetry = row.telemetry
+    if fresher := hub.heard_s(row.place, row.epoch):
+        heard_s = min(heard_s, fresher[0])
+        telemetry = fresher[1] or telemetry
+    return fleet_view.agent(
+        row,
+        books,
+        leases=leases,
+        heard_s=heard_s,
+        telemetry=telemetry,
+        silent_after_s=hub.settings.silent_after_s,
+    )
+
+
+class Snapshots:
+    """Takes pictures of the fleet for all who look at it."""
+
+    def __init__(self, hub: context.Hub) -> None:
+        self._hub = hub
+        self._taking = asyncio.Lock()
+        self._latest: Snapshot | None = None
+        self._counts: Counts | None = None
+        self._count_again = 0.0
+        self._history: dict[str, deque[float]] = {}
+
+    @property
+    def latest(self) -> Snapshot | None:
+        """The last one taken, however old."""
+        return self._latest
+
+    async def get(self) -> Snapshot:
+        """The current picture. Raises pool.UNAVAILABLE while PostgreSQL is away."""
+        async with self._taking:  # whoever comes while one is being taken gets that one
+            latest = self._latest
+            if latest is None or time.monotonic() - latest.taken >= 0.9 * latest.every_s:
+                latest = self._latest = await self._take()
+            return latest
+
+    async def run(self) -> None:
+        """Take pictures until cancelled, so that there is a history when somebody comes to look."""
+        every_s = EVERY_S
+        while True:
+            try:
+                every_s = (await self.get()).every_s
+            except pool.UNAVAILABLE as error:
+                log.debug("no picture of the fleet: %s", error)
+            await asyncio.sleep(every_s)
+
+    async def count(self, connection: pool.Connection) -> Counts:
+        """How many tasks there are; counted again when that was long enough ago for what it cost."""
+        began = time.monotonic()
+        if self._counts is None or began >= self._count_again:
+            counted = await task_store.counts(connection)
+            self._counts = Counts(
+                at=datetime.now(UTC),
+                states=counted.states,
+                queued={f"{model}/{queue}": count for (model, queue), count in counted.queued.items()},
+            )
+            ended = time.monotonic()
+            self._count_again = ended + (ended - began) / COUNT_SHARE
+        return self._counts
+
+    async def _take(self) -> Snapshot:
+        async with self._hub.connection() as connection:
+            found = await read_agents(self._hub, connection)
+            counts = await self.count(connection)
+            recent = await task_store.list_page(connection, task_store.Filter(), limit=RECENT)
+            failures = await task_store.list_page(
+                connection, task_store.Filter(state=tasks.State.TERMINATED), limit=FAILURES
+            )
+        totals = fleet_view.totals(found)
+        self._note(found, totals)
+        picture = Picture.model_construct(
+            at=datetime.now(UTC),
+            totals=totals,
+            tasks=counts,
+            sites=fleet_view.sites(found),
+            throughput={name: list(values) for name, values in self._history.items()},
+        )
+        lists = Lists.model_construct(
+            recent=[task_view.task(row) for row in recent.tasks],
+            failures=[task_view.task(row) for row in failures.tasks],
+        )
+        return Snapshot(
+            time.monotonic(), picture, picture.model_dump_json().encode(), lists.model_dump_json().encode()
+        )
+
+    def _note(self, found: Sequence[fleet_view.Agent], totals: fleet_view.Totals) -> None:
+        """Add one value to each history, and forget agents that are gone."""
+        values = {"*": totals.items_per_s}
+        for one in found:
+            running = one.telemetry.items_per_s if one.telemetry and one.online else 0.0
+            values[f"{one.site}/{one.name}"] = running
+        self._history = {name: self._history.get(name, deque(maxlen=HISTORY)) for name in values}
+        for name, value in values.items():
+            self._history[name].append(round(value, 2))

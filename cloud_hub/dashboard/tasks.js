@@ -1,0 +1,140 @@
+// The hub's newest tasks and its dead letters; one opens with all that is known of it.
+
+import { el, keyed, mark, say } from "./dom.js";
+import { integer, plural, seconds, shortId } from "./format.js";
+
+const TONES = { COMPLETED: "good", PROCESSING: "calm", FAILED: "warn", TERMINATED: "bad", REJECTED: "bad" };
+const ENDED = new Set(["COMPLETED", "TERMINATED", "REJECTED"]);
+
+export function showTasks({ recent, failures }, states) {
+  list("recent", recent);
+  list("failures", failures);
+  say(document.getElementById("recent-note"), `${integer(states.COMPLETED)} completed`);
+  say(document.getElementById("failures-note"), states.TERMINATED ? integer(states.TERMINATED) : "");
+}
+
+function list(id, tasks) {
+  keyed(document.getElementById(id), tasks, (task) => task.task_id, create, update);
+  document.getElementById(`${id}-empty`).hidden = tasks.length > 0;
+}
+
+function create(task) {
+  return el(
+    "li",
+    {},
+    el(
+      "button",
+      { type: "button", class: "task", onclick: () => openTask(task.task_id) },
+      el("span", { class: "badge" }, el("i", { class: "lamp", "aria-hidden": "true" }), el("span")),
+      el("span", { class: "what" }),
+      el("span", { class: "why" }),
+      el("code", { class: "id", title: task.task_id }, shortId(task.task_id)),
+      el("time", { class: "when" }),
+    ),
+  );
+}
+
+function update(node, task) {
+  const [badge, what, why, , when] = node.firstElementChild.children;
+  mark(badge, "data-tone", TONES[task.state]);
+  say(badge.lastElementChild, stateWord(task));
+  say(what, task.version ? `${task.model} ${task.version}` : task.model);
+  say(why, reasonWord(task));
+  mark(when, "datetime", task.finished_at ?? task.submitted_at);
+  say(when, clock(task.finished_at ?? task.submitted_at));
+}
+
+const stateWord = (task) => task.state.charAt(0) + task.state.slice(1).toLowerCase();
+
+function reasonWord(task) {
+  if (task.state === "TERMINATED") return [task.reason?.replace("_", " "), task.error].filter(Boolean).join(": ");
+  if (task.origin) return `from ${task.origin}`;
+  return task.items > 1 ? plural(task.items, "item") : "";
+}
+
+const clock = (instant) => new Date(instant).toLocaleTimeString("en-GB");
+
+async function openTask(id) {
+  const dialog = document.getElementById("task");
+  dialog.replaceChildren(el("h2", { id: "task-title" }, "Task ", el("code", {}, id)), el("p", { class: "note" }, "Loading…"));
+  dialog.showModal();
+  await showTask(dialog, id);
+}
+
+async function showTask(dialog, id) {
+  try {
+    const [task, results] = await Promise.all([ask(`/v1/tasks/${id}`), ask(`/v1/tasks/${id}/results`)]);
+    dialog.replaceChildren(...card(dialog, task, results.results));
+  } catch (error) {
+    dialog.lastElementChild.textContent = error.message;
+    dialog.append(close(dialog));
+  }
+}
+
+async function ask(path, method = "GET") {
+  const answer = await fetch(path, { method }).catch(() => {
+    throw new Error("The hub cannot be reached.");
+  });
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.detail);
+  return body;
+}
+
+function card(dialog, task, results) {
+  const fact = (name, value) => (value === null || value === undefined || value === "" ? null : el("div", {}, el("dt", {}, name), el("dd", {}, String(value))));
+  const note = el("p", { class: "note", role: "status" });
+  return [
+    el("h2", { id: "task-title" }, "Task ", el("code", {}, task.task_id)),
+    el("p", { class: "badge large", "data-tone": TONES[task.state] }, el("i", { class: "lamp", "aria-hidden": "true" }), stateWord(task), task.reason ? `: ${task.reason.replace("_", " ")}` : ""),
+    task.error ? el("p", { class: "error" }, task.error) : null,
+    el(
+      "dl",
+      { class: "facts" },
+      fact("Model", [task.model, task.version].filter(Boolean).join(" ")),
+      fact("Items", `${integer(task.items_done)} of ${integer(task.items)} done`),
+      fact("Priority", `${task.priority}, queue ${task.queue}`),
+      fact("Attempt", `${task.attempt} of ${task.max_attempts}`),
+      fact("Origin", task.origin ?? "this API"),
+      fact("Running at", task.agent),
+      fact("Submitted", task.submitted_at),
+      fact("Finished", task.finished_at),
+    ),
+    results.length ? resultTable(results) : null,
+    el("p", { class: "actions" }, action(dialog, task, note), close(dialog)),
+    note,
+  ].filter(Boolean);
+}
+
+function resultTable(results) {
+  const head = ["Item", "Outcome", "Label", "Score", "Where", "Run"];
+  return el(
+    "div",
+    { class: "scroll" },
+    el(
+      "table",
+      { class: "books" },
+      el("thead", {}, el("tr", {}, ...head.map((word) => el("th", { scope: "col" }, word)))),
+      el("tbody", {}, ...results.slice(0, 50).map((row) => el(
+        "tr",
+        { "data-tone": row.outcome === "ok" ? null : "bad" },
+        ...[row.item, row.outcome, row.label ?? row.error ?? "", row.score?.toFixed(3) ?? "", `${row.site}/${row.agent}`, row.run_us === null ? "" : seconds(row.run_us / 1e6)].map((value) => el("td", {}, String(value))),
+      ))),
+    ),
+  );
+}
+
+function action(dialog, task, note) {
+  const [word, verb] = task.state === "TERMINATED" ? ["Queue again", "retry"] : ["Cancel", "cancel"];
+  if (ENDED.has(task.state) && verb === "cancel") return null;
+  const act = async () => {
+    try {
+      await ask(`/v1/tasks/${task.task_id}/${verb}`, "POST");
+      await showTask(dialog, task.task_id);
+    } catch (error) {
+      say(note, error.message);
+    }
+  };
+  return el("button", { type: "button", onclick: act }, word);
+}
+
+const close = (dialog) => el("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Close");
