@@ -141,7 +141,7 @@ class Channel:
         try:
             await self._outlet.acknowledge(acks)
         except lanes.JournalRegressed as error:
-            # PostgreSQL was put back to an older state: what waits is numbered anew, after the agent's cursor.
+            # PostgreSQL was put back to an older state: number what waits anew, after the agent's cursor.
             log.error("%s epoch %d: %s", self.agent, self.epoch, error)
             self._counts["regressed"] += 1
             async with self._connections.connection() as connection:

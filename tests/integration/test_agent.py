@@ -142,7 +142,7 @@ async def test_an_accepted_job_survives_kill_nine(
         await publishing  # returns when the broker has them all; the agent may hold some, the broker the rest
         await edge.kill()
         await edge.start()
-        seen = set()
+        seen: set[str] = set()
         while len(seen) < 50:
             seen.add((await replies.next())["task_id"])
     told = (await edge.ask("/status"))["telemetry"]
@@ -169,7 +169,7 @@ async def test_a_graceful_stop_is_quick_and_loses_nothing(broker: servers.Mosqui
         )
         await one.stop()
         await one.start()
-        seen = set()
+        seen: set[str] = set()
         while len(seen) < 200:
             seen.add((await replies.next())["task_id"])
     assert "Traceback" not in one.log.read_text()

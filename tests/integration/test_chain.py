@@ -219,7 +219,7 @@ async def test_what_is_handed_over_is_taken_back_when_the_hub_is_away(
             "SELECT count(*) FROM tasks WHERE state = 'QUEUED'", lambda count: count > 0
         )
         await cloud.broker.kill()
-        seen = set()
+        seen: set[str] = set()
         while len(seen) < 200:
             reply = await replies.next()
             assert reply["state"] == "COMPLETED"

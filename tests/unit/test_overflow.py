@@ -43,7 +43,7 @@ def test_each_rule_decides_where_it_should(
     change: dict[str, object], priority: int, remaining_s: float | None, why: overflow.Why, hand_over: bool
 ) -> None:
     """A task goes where the first rule that applies sends it, and the decision names that rule."""
-    situation = overflow.Situation(**{**{name: getattr(BUSY, name) for name in BUSY.__slots__}, **change})  # type: ignore[arg-type]
+    situation = overflow.Situation(**{**{name: getattr(BUSY, name) for name in BUSY.__slots__}, **change})
     decision = overflow.decide(situation, priority=priority, remaining_s=remaining_s, policy=POLICY)
     assert (decision.why, decision.hand_over) == (why, hand_over)
 
