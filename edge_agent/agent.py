@@ -148,8 +148,14 @@ class Agent:
                 session_expiry_s=policy.intake.session_expiry_s,
                 backoff=backoff.Backoff(base_s=0.2, cap_s=SITE_RECONNECT_MAX_S),
             )
-            self._replies = replies.Replies(book, site)
-            site.watch(lambda connected: self._replies.connected() if connected and self._replies else None)
+            # A connection of their own: a backlog of jobs must not stand before the broker's word that it
+            # has a reply.
+            answers = link.Link(
+                policy.broker.address(),
+                f"backhaul-{policy.site}-{policy.name}-replies",
+                backoff=backoff.Backoff(base_s=0.2, cap_s=SITE_RECONNECT_MAX_S),
+            )
+            self._replies = replies.Replies(book, answers)
             self._intake = intake.Intake(
                 site,
                 book,
@@ -162,7 +168,7 @@ class Agent:
                 policy,
                 self._overflowed,
             )
-            self._links.append(site)
+            self._links += [site, answers]
             self._status.site_link, self._status.intake, self._status.replies = (
                 site,
                 self._intake,

@@ -86,10 +86,16 @@ class Intake:
             except errors.JournalFull as full:
                 log.warning("the disk is full: %s", full)
                 accepted = [None] * len(arrived)
+            new: list[records.Task] = []
             for task, taken in zip(arrived, accepted, strict=True):
                 if taken is None:
                     refused.append(self._refuse_task(task, NO_ROOM))
-            await self._place([taken for taken in accepted if taken is not None])
+                elif taken.repeated:
+                    self._answer_again(task, taken)
+                else:
+                    assert taken.task is not None
+                    new.append(taken.task)
+            await self._place(new)
         if refused:
             self._replies.put(refused)
 
@@ -140,34 +146,32 @@ class Intake:
             payload=job.payload,
         )
 
-    async def _place(self, accepted: list[records.Accepted]) -> None:
-        """Run each new task here, or hand it over. A repeated one gets its reply again, if it has one."""
-        here: list[records.Task] = []
+    def _answer_again(self, task: records.Task, known: records.Accepted) -> None:
+        """A device repeated a job: it gets the reply of the first, now or when that has ended."""
+        self.counts["repeated"] += 1
+        if known.reply is not None:
+            self._replies.repeat(known.reply)
+        else:
+            address = replies.Address(task.response_topic, task.correlation)
+            self._replies.ask_again(known.task_id, address)
+
+    async def _place(self, arrived: list[records.Task]) -> None:
+        """Run each new task here, or hand it over."""
         away: list[bytes] = []
-        again: list[records.Reply] = []
-        for one in accepted:
-            if one.repeated:
-                self.counts["repeated"] += 1
-                if one.reply is not None:
-                    again.append(one.reply)
-                continue
-            assert one.task is not None
-            decision = self._decide(one.task)
+        for task in arrived:
+            decision = self._decide(task)
             if decision.why is not overflow.Why.ROOM:
-                self.decisions.append((tasks.format_id(one.task.task_id), decision))
+                self.decisions.append((tasks.format_id(task.task_id), decision))
             if decision.hand_over:
-                self._hub.handed_over.add(one.task.task_id)
-                away.append(one.task.task_id)
-                self._window.refund(one.task, self._cost_s(one.task.model, one.task.version, one.task.items))
+                self._hub.handed_over.add(task.task_id)
+                self._window.refund(task, self._cost_s(task.model, task.version, task.items))
+                away.append(task.task_id)
             else:
-                here.append(one.task)
-                self._runner.offer([one.task])
+                self._runner.offer([task])
         if away:
             self.counts["overflowed"] += len(away)
             await self._journal.hand_over(away)
             self._on_overflow()
-        if again:
-            self._replies.put(again)
 
     def _decide(self, task: records.Task) -> overflow.Decision:
         remaining = task.remaining_ms(clock.wall_us())
