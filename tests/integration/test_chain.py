@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,3 +265,31 @@ async def test_a_backlog_does_not_hold_up_live_results(
         await cloud.until("SELECT count(*) FROM results", lambda count: count == 130)
     lanes = dict(await cloud.rows("SELECT lane, committed FROM up_lanes WHERE lane LIKE 'results%'"))
     assert lanes == {"results.1": 120, "results.2": 10}
+
+
+async def test_a_restored_journal_takes_a_new_epoch(
+    cloud: Cloud, broker: servers.Mosquitto, tmp_path: Path
+) -> None:
+    """An agent whose disk was put back to an older state loses no result to numbers given before."""
+    edge = agents.agent(tmp_path, broker, cloud.broker)
+    state = tmp_path / "state"
+
+    async def synced(count: int) -> None:
+        await cloud.until("SELECT count(*) FROM results", lambda seen: seen == count)
+
+    async with agents.running(edge):
+        await publish(broker, 20)
+        await synced(20)
+        await edge.stop()
+        shutil.copytree(state, tmp_path / "backup")
+        await edge.start()
+        await publish(broker, 30)
+        await synced(50)
+        await edge.stop()
+        shutil.rmtree(state)
+        shutil.copytree(tmp_path / "backup", state)
+        await edge.start()
+        await publish(broker, 40)
+        await synced(90)
+    assert await cloud.rows("SELECT count(DISTINCT epoch) FROM agents") == [(2,)]
+    assert await cloud.rows("SELECT sum(cursor - committed) FROM up_lanes") == [(0,)]
