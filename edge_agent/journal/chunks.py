@@ -6,12 +6,14 @@ Importing this module loads pyarrow: the journal does so with the first record t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from edge_agent.journal import records
+from edge_agent.journal import errors, records
 from shared import wire
+
+SCHEMA_VERSION: Final = wire.SCHEMA_VERSION
 
 
 class Chunk(NamedTuple):
@@ -21,6 +23,7 @@ class Chunk(NamedTuple):
     size: int
     """Records."""
     body: bytes
+    schema_version: int = SCHEMA_VERSION
 
 
 def pack_results(rows: Sequence[records.ResultRow]) -> Iterator[Chunk]:
@@ -41,8 +44,17 @@ def join(kind: str, bodies: Iterable[bytes]) -> Iterator[Chunk]:
         yield from _cut(which, batch)
 
 
-def unpack(kind: str, body: bytes) -> pa.RecordBatch:
-    """The records of a chunk; zero-copy over `body`."""
+def unpack(kind: str, schema_version: int, body: bytes) -> pa.RecordBatch:
+    """The records of a chunk; zero-copy over `body`.
+
+    Raises JournalTooNew for a schema of which this agent does not know the columns: a body does not
+    say what they are.
+    """
+    if schema_version != SCHEMA_VERSION:
+        raise errors.JournalTooNew(
+            f"a chunk of {kind} was written with schema {schema_version} of the wire, and this agent knows "
+            f"schema {SCHEMA_VERSION}: run the agent that wrote it until all is synced"
+        )
     return wire.unpack(wire.KINDS[kind], body)
 
 

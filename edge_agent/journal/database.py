@@ -20,6 +20,8 @@ BUSY_S: Final = 10.0
 _OF_VALUES: Final = (0, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
 """Result codes that say something about what was to be stored, not about where."""
 
+LOG_BYTES: Final = 16 << 20
+"""What is left of the write-ahead log after a checkpoint, at most; a huge commit may need more of it."""
 PAGE_BYTES: Final = 4096
 _FRAME_HEADER: Final = 24
 _MXFRAME: Final = slice(16, 20)
@@ -38,14 +40,13 @@ def open_for_writing(path: Path) -> Opened:
     """The journal at `path`, made or brought up to date.
 
     A damaged file is moved aside and replaced by a fresh journal: the agent must serve its devices.
-    Raises JournalTooNew, or JournalBroken if the disk fails.
+    Raises JournalTooNew, JournalFull or JournalBroken.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return Opened(_open(path), None)
     except sqlite3.Error as error:
         if not is_corrupt(error):
-            raise errors.JournalBroken(f"{path} cannot be opened: {error}") from error
+            raise explain(error) from error
         aside = _move_aside(path)
         log.critical("%s is damaged (%s): kept as %s; starting a fresh journal", path, error, aside.name)
         return Opened(_open(path), aside)
@@ -116,7 +117,7 @@ class WriteMeter:
 
 def migrate(connection: sqlite3.Connection, steps: list[sql.Migration]) -> None:
     """Bring the schema up to date, one transaction a step. Raises JournalTooNew."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = version_of(connection)
     newest = steps[-1].number
     if version > newest:
         raise errors.JournalTooNew(
@@ -134,16 +135,23 @@ def migrate(connection: sqlite3.Connection, steps: list[sql.Migration]) -> None:
             raise
 
 
+def version_of(connection: sqlite3.Connection) -> int:
+    """The schema's version; 0 in a file that was just made."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     connection = _connect(path)
     try:
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        # Before the first page is written: free pages can be given back one by one.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if version_of(connection) == 0:  # before the first page is written; later it would be a write
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # free pages can be given back
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise errors.JournalBroken(f"{path} lies on a file system without shared memory: choose another")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         # Debian's SQLite overwrites deleted content with zeros: twice the wear on flash for nothing here.
         connection.execute("PRAGMA secure_delete = OFF")
         if _marker(path).exists():

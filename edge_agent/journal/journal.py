@@ -78,13 +78,20 @@ class Journal:
     ) -> AsyncIterator[Journal]:
         """The journal in the file `path` of the agent `site/name`, for the time of the block.
 
-        Raises JournalInUse, JournalTooNew or JournalBroken. A damaged file is moved aside and replaced.
+        Raises JournalInUse, JournalTooNew, JournalFull or JournalBroken. A damaged file is moved aside
+        and replaced.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
             running = Running(path.with_name(path.name + "-running"))
             stack.callback(running.close)
-            opened = await asyncio.to_thread(database.open_for_writing, path)
+            room = space.Space(path, policy.max_bytes)
+            try:
+                opened = await asyncio.to_thread(database.open_for_writing, path)
+            except errors.JournalFull:
+                if not room.release():
+                    raise
+                opened = await asyncio.to_thread(database.open_for_writing, path)
             meter = database.WriteMeter(path)
             stack.callback(meter.close)
             stack.push_async_callback(asyncio.to_thread, opened.connection.close)
@@ -94,7 +101,7 @@ class Journal:
             counters = records.Counters(recovered_from_corruption=int(opened.moved_aside is not None))
             writer = Writer(
                 opened.connection,
-                space.Space(path, policy.max_bytes),
+                room,
                 counters,
                 meter=meter,
                 before_commit=outbox.Outbox().flush,

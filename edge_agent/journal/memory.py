@@ -6,6 +6,7 @@ reply, as many as there is memory for.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from typing import Final, NamedTuple
 
@@ -38,12 +39,11 @@ class Memory(NamedTuple):
             },
         ).fetchall()
         forget = 0
-        oldest = connection.execute(_SQL["remembered"])
-        for seq, bytes_so_far in oldest:
-            if newest - seq < self.keys and total - bytes_so_far < self.max_bytes:
-                break
-            forget = seq
-        oldest.close()
+        with contextlib.closing(connection.execute(_SQL["remembered"])) as oldest:
+            for seq, bytes_so_far in oldest:
+                if newest - seq < self.keys and total - bytes_so_far < self.max_bytes:
+                    break
+                forget = seq
         if forget:
             connection.execute(_SQL["forget"], {"seq": forget})
 

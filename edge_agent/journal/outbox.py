@@ -39,6 +39,21 @@ class _Place(NamedTuple):
     """The place of the last of them in `outgoing`."""
 
 
+class _Stored(NamedTuple):
+    """A chunk in `outgoing`."""
+
+    first: int
+    last: int
+    kind: str
+    schema_version: int
+    body: bytes | None
+    """None if it is large."""
+
+    def sort(self) -> tuple[str, int, bool]:
+        """What chunks have in common that can be joined."""
+        return self.kind, self.schema_version, self.body is None
+
+
 class Outbox:
     """Appends to the live lanes, and keeps a backlog of small chunks from growing large.
 
@@ -77,12 +92,10 @@ def hand_over(transaction: Transaction, task_ids: Sequence[bytes]) -> None:
     if not task_ids:
         return
     place = _number(transaction, TASKS, len(task_ids))
+    numbered = enumerate(task_ids, place.last - len(task_ids) + 1)
     transaction.connection.executemany(
-        _SQL["append"],
-        [
-            {"lane": place.row, "first": at, "last": at, "kind": TASKS, "task_id": task_id, "body": None}
-            for at, task_id in enumerate(task_ids, place.last - len(task_ids) + 1)
-        ],
+        _SQL["append_task"],
+        [{"lane": place.row, "number": number, "task_id": task_id} for number, task_id in numbered],
     )
 
 
@@ -139,7 +152,7 @@ def _append(connection: sqlite3.Connection, row: int, first: int, chunk: chunks.
             "first": first,
             "last": first + chunk.size - 1,
             "kind": chunk.kind,
-            "task_id": None,
+            "schema_version": chunk.schema_version,
             "body": chunk.body,
         },
     )
@@ -155,13 +168,14 @@ def _join(connection: sqlite3.Connection, row: int) -> None:
 
     parameters = {"lane": row, "limit": JOIN_CHUNKS, "rows": SMALL_ROWS, "bytes": SMALL_BYTES}
     newest = connection.execute(_SQL["newest_chunks"], parameters).fetchall()
-    for (kind, is_small), run in itertools.groupby(newest, lambda chunk: chunk[2:4]):
+    stored = [_Stored(*chunk) for chunk in reversed(newest)]
+    for (kind, version, large), run in itertools.groupby(stored, _Stored.sort):
         together = list(run)
-        if not is_small or len(together) < 2:
+        if large or version != chunks.SCHEMA_VERSION or len(together) < 2:
             continue
-        first, last = together[0][0], together[-1][1]
+        first, last = together[0].first, together[-1].last
         connection.execute(_SQL["delete_chunks"], {"lane": row, "first": first, "last": last})
-        for chunk in chunks.join(kind, (body for *_, body in together)):
+        for chunk in chunks.join(kind, (member.body for member in together if member.body is not None)):
             _append(connection, row, first, chunk)
             first += chunk.size
 

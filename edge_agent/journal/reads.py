@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -12,6 +13,8 @@ from edge_agent.journal import outbox, records, sql
 from shared import lanes
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from shared import wire
 
 _TASKS: Final = sql.queries("tasks")
@@ -120,23 +123,21 @@ def _packed(
     from edge_agent.journal import chunks  # loads pyarrow
     from shared import wire
 
-    batches = []
-    of: str | None = None
-    begin = end = after + 1
+    batches: list[pa.RecordBatch] = []
+    of = ""
+    begin = end = after + 1  # the numbers of the first record, and of the one after the last
     size = 0
-    for first, last, kind, body in _from(connection, "chunks", lane, after):
-        if of is None:
-            of = kind
-            begin = end = max(first, after + 1)
-        elif kind != of or first != end or last - begin >= max_rows or size + len(body) > max_bytes:
-            break
-        records_ = chunks.unpack(kind, body)
-        batches.append(records_ if first == end else records_.slice(end - first))
-        end = last + 1
-        size += len(body)
-    if of is None:
-        return None
-    return wire.Batch(lanes.Span(begin, end - 1), wire.KINDS[of], batches)
+    with _from(connection, "chunks", lane, after) as chunks_:
+        for first, last, kind, version, body in chunks_:
+            if not batches:
+                of = kind
+                begin = end = max(first, begin)
+            elif kind != of or first != end or last - begin >= max_rows or size + len(body) > max_bytes:
+                break
+            batches.append(chunks.unpack(kind, version, body).slice(end - first))
+            end = last + 1
+            size += len(body)
+    return wire.Batch(lanes.Span(begin, end - 1), wire.KINDS[of], batches) if batches else None
 
 
 def _handed_over(
@@ -148,21 +149,24 @@ def _handed_over(
 
     rows: list[records.HandedOver] = []
     size = 0
-    for row in map(records.HandedOver._make, _from(connection, "handed_over", lane, after)):
-        size += len(row.payload or b"")
-        if rows and (len(rows) >= max_rows or size > max_bytes or row.number != rows[-1].number + 1):
-            break
-        rows.append(row)
+    with _from(connection, "handed_over", lane, after) as tasks:
+        for row in map(records.HandedOver._make, tasks):
+            size += len(row.payload or b"")
+            if rows and (len(rows) >= max_rows or size > max_bytes or row.number != rows[-1].number + 1):
+                break
+            rows.append(row)
     if not rows:
         return None
     span = lanes.Span(rows[0].number, rows[-1].number)
     return wire.Batch(span, wire.TASKS, [chunks.handed_over(rows, now_us)])
 
 
-def _from(connection: sqlite3.Connection, query: str, lane: lanes.Lane, after: int) -> sqlite3.Cursor:
-    return connection.execute(
-        _LANES[query], {"name": lane.name, "generation": lane.generation, "after": after}
-    )
+def _from(
+    connection: sqlite3.Connection, query: str, lane: lanes.Lane, after: int
+) -> contextlib.closing[sqlite3.Cursor]:
+    """A query of a lane from a number on, to be left early: an open cursor would hold its snapshot."""
+    parameters = {"name": lane.name, "generation": lane.generation, "after": after}
+    return contextlib.closing(connection.execute(_LANES[query], parameters))
 
 
 def _tasks(rows: sqlite3.Cursor) -> list[records.Task]:

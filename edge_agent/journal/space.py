@@ -34,11 +34,13 @@ FREE_SHARE: Final = 4
 class Space:
     """The room of one journal; used by the writer's thread alone."""
 
-    def __init__(self, database: Path, max_bytes: int) -> None:
-        self._ballast = database.with_name(database.name + "-ballast")
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._ballast = path.with_name(path.name + "-ballast")
         self._ballast_bytes = min(BALLAST_BYTES, max_bytes // BALLAST_SHARE)
-        self._held = False
+        self._held = _size(self._ballast) == self._ballast_bytes
         self._tried = float("-inf")
+        self._said = False
+        """True once it was logged that there is no room."""
         self.max_bytes = max_bytes
         self.limit = max_bytes - max_bytes // FINISHING_SHARE
         """Bytes in use at which new work is refused."""
@@ -63,9 +65,11 @@ class Space:
                 os.close(file)
         except OSError as error:
             self._ballast.unlink(missing_ok=True)
-            log.error("no new work is taken in: the disk has no room to finish it (%s)", error.strerror)
+            if not self._said:
+                log.error("no new work is taken in: the disk has no room to finish it (%s)", error.strerror)
+            self._said = True
             return False
-        self._held = True
+        self._held, self._said = True, False
         return True
 
     def release(self) -> bool:
@@ -85,7 +89,8 @@ class Space:
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         if free <= max(VACUUM_STEP, pages // FREE_SHARE):
             return False
-        connection.execute(f"PRAGMA incremental_vacuum({VACUUM_STEP})").fetchall()
+        # As a script: `execute` would stop after the first page, for which SQLite says "row" without columns.
+        connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_STEP})")
         if free - VACUUM_STEP > max(VACUUM_STEP, pages // FREE_SHARE):
             return True
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # only now the file shrinks
@@ -100,12 +105,13 @@ def used_bytes(connection: sqlite3.Connection) -> int:
     return used
 
 
-def size_bytes(database: Path) -> int:
+def size_bytes(path: Path) -> int:
     """Bytes on disk: the database and its write-ahead log."""
-    total = 0
-    for file in (database, database.with_name(database.name + "-wal")):
-        try:
-            total += file.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
+    return _size(path) + _size(path.with_name(path.name + "-wal"))
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

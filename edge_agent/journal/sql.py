@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 _HERE: Final = Path(__file__).parent
 _NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
-_COMMENT: Final = re.compile(r"^\s*--.*$", re.MULTILINE)
+_COMMENT: Final = re.compile(r"--.*$", re.MULTILINE)
 
 
 class Migration(NamedTuple):
@@ -25,7 +25,7 @@ def queries(name: str) -> dict[str, str]:
     """The statements in `queries/NAME.sql`, by their names, without comments."""
     _, *parts = _NAME.split(_read(_HERE / "queries" / f"{name}.sql"))
     return {
-        block: _COMMENT.sub("", text).strip() for block, text in zip(parts[::2], parts[1::2], strict=True)
+        block: without_comments(text).strip() for block, text in zip(parts[::2], parts[1::2], strict=True)
     }
 
 
@@ -38,6 +38,11 @@ def migrations() -> list[Migration]:
 def schema() -> str:
     """What all migrations together amount to."""
     return _read(_HERE / "schema.sql")
+
+
+def without_comments(text: str) -> str:
+    """SQL without its comments; they may not stand inside a string."""
+    return _COMMENT.sub("", text)
 
 
 def _read(file: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.journal import journal, outbox, records
+from edge_agent.journal import errors, journal, outbox, records
 from shared import lanes, tasks, wire
 from tests.unit import journals
 
@@ -258,6 +258,7 @@ async def test_a_new_epoch_keeps_what_the_hub_may_not_have(tmp_path: Path) -> No
         assert book.epoch == epoch
         assert (await book.lanes())[journals.RESULTS] == (6, 5)
         assert len(await journals.sent(book, journals.RESULTS, 5)) == 1
+        assert [kind for _, _, kind in chunks(tmp_path)] == ["tasks", "results"]
 
 
 async def test_a_new_epoch_is_cheap_however_long_the_backlog(tmp_path: Path) -> None:
@@ -291,3 +292,14 @@ async def test_an_epoch_is_random(tmp_path: Path) -> None:
             epochs.add(book.epoch)
     assert len(epochs) == 3
     assert all(0 < epoch < 1 << 48 for epoch in epochs)
+
+
+async def test_records_of_another_schema_are_not_guessed_at(tmp_path: Path) -> None:
+    """A chunk that another version of the agent packed with other columns is refused, not misread."""
+    async with journals.opened(tmp_path) as book:
+        await finish(book, 1)
+        await book._writer.commit(
+            lambda t: t.connection.execute("UPDATE outgoing SET schema_version = schema_version + 1")
+        )
+        with pytest.raises(errors.JournalTooNew, match="schema 2"):
+            await book.read(journals.RESULTS, 0, 10, 1000)

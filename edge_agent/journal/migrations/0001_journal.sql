@@ -15,8 +15,7 @@ CREATE TABLE tasks (
     hub_attempt INTEGER CHECK (hub_attempt >= 0),
     model TEXT NOT NULL,
     version TEXT,
-    priority INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 9),
-    rank INTEGER NOT NULL GENERATED ALWAYS AS (-priority) VIRTUAL,
+    rank INTEGER NOT NULL CHECK (rank BETWEEN -9 AND 0), -- the priority, negated: see tasks_in_order
     queue TEXT NOT NULL,
     tag REAL NOT NULL,
     device TEXT,
@@ -40,7 +39,7 @@ CREATE TABLE tasks (
     CHECK (origin = 'device' OR holder = 'edge')
 ) STRICT;
 
--- What runs next, and what the backlog amounts to, from the index alone.
+-- What runs next, ascending in all three, and what the backlog amounts to: from the index alone.
 CREATE INDEX tasks_in_order ON tasks (holder, rank, tag, seq, model, items);
 
 CREATE UNIQUE INDEX tasks_by_key ON tasks (idempotency_key) WHERE idempotency_key IS NOT NULL;
@@ -84,9 +83,11 @@ CREATE TABLE outgoing (
     last INTEGER NOT NULL CHECK (last >= first),
     kind TEXT NOT NULL,
     task_id BLOB,
+    schema_version INTEGER, -- of the records in the body
     body BLOB,
     PRIMARY KEY (lane, first),
-    CHECK ((task_id IS NULL) <> (body IS NULL))
+    CHECK ((task_id IS NULL) <> (body IS NULL)),
+    CHECK ((body IS NULL) = (schema_version IS NULL))
 ) STRICT;
 
 -- The receiver's side of each down lane.

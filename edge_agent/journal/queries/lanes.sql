@@ -7,12 +7,15 @@ WHERE lane = (SELECT lane FROM lanes WHERE name = :name ORDER BY generation DESC
 RETURNING lane, generation, numbered, numbered + shift
 
 -- name: append
-INSERT INTO outgoing (lane, first, last, kind, task_id, body)
-VALUES (:lane, :first, :last, :kind, :task_id, :body)
+INSERT INTO outgoing (lane, first, last, kind, schema_version, body)
+VALUES (:lane, :first, :last, :kind, :schema_version, :body)
+
+-- name: append_task
+INSERT INTO outgoing (lane, first, last, kind, task_id) VALUES (:lane, :number, :number, 'tasks', :task_id)
 
 -- name: chunks
 -- Packed chunks from the one with the record after `after` on; meant to be read no further than needed.
-SELECT o.first - l.shift, o.last - l.shift, o.kind, o.body
+SELECT o.first - l.shift, o.last - l.shift, o.kind, o.schema_version, o.body
 FROM lanes AS l JOIN outgoing AS o ON o.lane = l.lane
 WHERE l.name = :name AND l.generation = :generation
     AND o.first >= coalesce(
@@ -25,7 +28,7 @@ ORDER BY o.first
 -- Handed-over tasks from the one after `after` on. A task that was taken back since, or has ended, has
 -- nothing left but its number: its payload stays here.
 SELECT
-    o.first - l.shift, o.task_id, t.model, t.version, t.priority, t.queue, t.device, t.content_type,
+    o.first - l.shift, o.task_id, t.model, t.version, -t.rank, t.queue, t.device, t.content_type,
     CASE WHEN t.holder = 'hub' THEN t.payload END, t.items, t.timeout_ms, t.deadline_ms, t.traceparent,
     t.max_attempts, t.idempotency_key, t.response_topic, t.correlation, t.accepted_us
 FROM lanes AS l JOIN outgoing AS o ON o.lane = l.lane LEFT JOIN tasks AS t ON t.task_id = o.task_id
@@ -47,16 +50,14 @@ WHERE lane = :lane AND acked = numbered
     AND EXISTS (SELECT 1 FROM lanes AS y WHERE y.name = lanes.name AND y.generation > lanes.generation)
 
 -- name: newest_chunks
--- In order of their numbers; the body is read of small chunks only.
-SELECT first, last, kind, small, CASE WHEN small THEN body END
-FROM (
-    SELECT first, last, kind, body, last - first + 1 < :rows AND length(body) < :bytes AS small
-    FROM outgoing
-    WHERE lane = :lane
-    ORDER BY first DESC
-    LIMIT :limit
-)
-ORDER BY first
+-- The newest first; the body is read of small ones only.
+SELECT
+    first, last, kind, schema_version,
+    CASE WHEN last - first + 1 < :rows AND length(body) < :bytes THEN body END
+FROM outgoing
+WHERE lane = :lane
+ORDER BY first DESC
+LIMIT :limit
 
 -- name: delete_chunks
 DELETE FROM outgoing WHERE lane = :lane AND first BETWEEN :first AND :last

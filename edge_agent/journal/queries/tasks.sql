@@ -3,11 +3,11 @@
 -- name: insert
 -- A task that was accepted; the parameters are the fields of `records.Task`.
 INSERT INTO tasks (
-    task_id, origin, holder, hub_attempt, model, version, priority, queue, tag, device, content_type, items,
+    task_id, origin, holder, hub_attempt, model, version, rank, queue, tag, device, content_type, items,
     items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, response_topic,
     correlation, client_id, mqtt_version, traceparent, idempotency_key, payload
 ) VALUES (
-    :task_id, :origin, :holder, :hub_attempt, :model, :version, :priority, :queue, :tag, :device,
+    :task_id, :origin, :holder, :hub_attempt, :model, :version, -:priority, :queue, :tag, :device,
     :content_type, :items, :items_done, :attempt, :max_attempts, :crashes, :timeout_ms, :deadline_ms,
     :accepted_us, :response_topic, :correlation, :client_id, :mqtt_version, :traceparent,
     :idempotency_key, :payload
@@ -17,10 +17,10 @@ INSERT INTO tasks (
 -- A task that the hub leased to us. One that is here already, an older lease of it or a task that we
 -- handed over ourselves, goes on under the new number; an older number changes nothing.
 INSERT INTO tasks (
-    task_id, origin, holder, hub_attempt, model, version, priority, queue, tag, device, content_type, items,
+    task_id, origin, holder, hub_attempt, model, version, rank, queue, tag, device, content_type, items,
     items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, traceparent, payload
 ) VALUES (
-    :task_id, :origin, :holder, :hub_attempt, :model, :version, :priority, :queue, :tag, :device,
+    :task_id, :origin, :holder, :hub_attempt, :model, :version, -:priority, :queue, :tag, :device,
     :content_type, :items, :items_done, :attempt, :max_attempts, :crashes, :timeout_ms, :deadline_ms,
     :accepted_us, :traceparent, :payload
 )
@@ -31,8 +31,8 @@ WHERE excluded.hub_attempt > coalesce(tasks.hub_attempt, 0)
 
 -- name: find
 SELECT
-    seq, task_id, origin, holder, hub_attempt, model, version, priority, queue, tag, device, content_type,
-    items, items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, response_topic,
+    seq, task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
+    content_type, items, items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, response_topic,
     correlation, client_id, mqtt_version, traceparent, idempotency_key
 FROM tasks
 WHERE task_id = :task_id
@@ -43,8 +43,8 @@ SELECT task_id FROM tasks WHERE idempotency_key = :key
 -- name: waiting
 -- What runs next, after a given place in that order.
 SELECT
-    seq, task_id, origin, holder, hub_attempt, model, version, priority, queue, tag, device, content_type,
-    items, items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, response_topic,
+    seq, task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
+    content_type, items, items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, response_topic,
     correlation, client_id, mqtt_version, traceparent, idempotency_key
 FROM tasks
 WHERE holder = :holder AND (rank, tag, seq) > (:rank, :tag, :seq)
