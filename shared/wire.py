@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from shared import lanes
+from shared import arrow_stream, lanes
 
 CONTENT_TYPE: Final = "application/vnd.apache.arrow.stream"
 SCHEMA_VERSION: Final = 1
@@ -26,6 +26,8 @@ SCHEMA_VERSION: Final = 1
 MAX_BATCH_ROWS: Final = 8192
 MAX_BATCH_BYTES: Final = 1 << 20
 """What a sender aims at, before compression; a single larger record travels alone."""
+MAX_UNPACKED_BYTES: Final = 256 << 20
+"""What a receiver allows a batch to become: far more than any sender's, less than its memory."""
 
 DICTIONARY_ROWS: Final = 128
 """From so many rows on, repetitive columns travel as dictionaries."""
@@ -176,6 +178,9 @@ KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (RESULTS, ATTEMPTS,
 
 _COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="zstd")
 
+_NUMBERS: Final = range(1 << 63)
+"""What a header's numbers may be: a store keeps them in 64 bits with a sign."""
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -222,8 +227,14 @@ class Header:
             raise WireError(f"the batch has no user property {missing}") from None
         except ValueError as wrong:
             raise WireError(f"a user property of the batch is no number: {wrong}") from None
-        if not 1 <= header.span.first <= header.span.last:
-            raise WireError(f"the batch claims the records {header.span.first} to {header.span.last}")
+        if not 1 <= header.span.first <= header.span.last <= header.numbered:
+            raise WireError(
+                f"the batch claims the records {header.span.first} to {header.span.last} "
+                f"of {header.numbered} numbered"
+            )
+        for name, number in (("epoch", header.epoch), ("floor", header.floor), ("numbered", header.numbered)):
+            if number not in _NUMBERS:
+                raise WireError(f"the user property {name!r} of the batch is out of range: {number}")
         return header
 
 
@@ -283,14 +294,10 @@ def encode(kind: Kind, batches: Sequence[pa.RecordBatch]) -> bytes:
 def decode(kind: Kind, payload: bytes | memoryview, rows: int | None = None) -> pa.RecordBatch:
     """The plain record batch in a message, in the columns of `kind`, dictionaries resolved.
 
-    Raises WireError if it is no Arrow stream, lacks a column that may not be null, has one of
-    another type, or does not hold `rows` records.
+    Raises WireError if it is no sound Arrow stream, unpacks to more than MAX_UNPACKED_BYTES, lacks
+    a column that may not be null, has one of another type, or does not hold `rows` records.
     """
-    try:
-        with pa.ipc.open_stream(payload) as reader:
-            table = reader.read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise WireError(f"not an Arrow IPC stream of {kind.name}: {error}") from None
+    table = _read(kind, payload)
     if rows is not None and table.num_rows != rows:
         raise WireError(f"the batch of {kind.name} claims {rows} records and holds {table.num_rows}")
     arrays = []
@@ -305,10 +312,28 @@ def decode(kind: Kind, payload: bytes | memoryview, rows: int | None = None) -> 
         if column.type != f.type:
             try:
                 column = column.cast(f.type)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            except pa.ArrowException as error:
                 raise WireError(f"column {f.name!r} of {kind.name} should be {f.type}: {error}") from None
         if column.null_count and not f.nullable:
             raise WireError(f"column {f.name!r} of {kind.name} has {column.null_count} empty values")
         chunk = column.combine_chunks()
         arrays.append(chunk if isinstance(chunk, pa.Array) else pa.concat_arrays(chunk.chunks))
     return pa.RecordBatch.from_arrays(arrays, schema=kind.schema)
+
+
+def _read(kind: Kind, payload: bytes | memoryview) -> pa.Table:
+    """The table in a stream from outside, with every offset and index checked.
+
+    Arrow's readers and kernels trust the numbers in a stream: one flipped bit in a dictionary's
+    index makes a cast read outside its buffers, and that is the end of the process.
+    """
+    try:
+        unpacked = arrow_stream.measure(payload).unpacked_bytes
+        if unpacked > MAX_UNPACKED_BYTES:
+            raise WireError(f"the batch of {kind.name} unpacks to {unpacked:,} bytes, a bomb or a mistake")
+        with pa.ipc.open_stream(payload) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+    except (arrow_stream.BadStream, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise WireError(f"not an Arrow IPC stream of {kind.name}: {error}") from None
+    return table
