@@ -65,16 +65,18 @@ async def attempts(connection: pool.Connection, agent_id: int, batch: pa.RecordB
     reports = [_report(row) for row in copy.mend(batch).to_pylist()]
     buried = await _bury(connection, agent_id, reports)
     standings = await ends.lock(connection, sorted({report.task_id for report in reports} - buried))
-    known = [report for report in reports if report.task_id in standings]
     changes: dict[bytes, verdicts.Change] = {}
-    for report in known:
-        standing = standings[report.task_id]
+    credible = [report for report in reports if report.task_id in buried]
+    for report in reports:
+        standing = standings.get(report.task_id)
+        if standing is None or not verdicts.credible(standing, agent_id, report):
+            continue
+        credible.append(report)
         change = verdicts.judge(standing, agent_id, report, random.random())
-        before = changes.get(report.task_id)
-        if change is not None and (before is None or change.state is State.COMPLETED):
+        if change is not None and (report.task_id not in changes or change.state is State.COMPLETED):
             changes[report.task_id] = change
     outcome = await ends.settle(connection, list(changes.values()), by=agent_id)
-    await ends.record(connection, agent_id, known)
+    await ends.record(connection, agent_id, credible)
     return outcome
 
 

@@ -26,9 +26,7 @@ class _Microseconds(adapt.Loader):
         return int(since_2000) + _EPOCH_US
 
 
-def prepare(
-    cursor: psycopg.AsyncCursor[tuple[Any, ...]] | psycopg.AsyncServerCursor[tuple[Any, ...]],
-) -> None:
+def prepare(cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> None:
     """Make a binary cursor fetch rows as `batch` takes them."""
     cursor.adapters.register_loader("timestamptz", _Microseconds)
 

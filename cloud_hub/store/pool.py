@@ -16,6 +16,7 @@ Pool: TypeAlias = psycopg_pool.AsyncConnectionPool[Connection]
 UNAVAILABLE: Final[tuple[type[Exception], ...]] = (
     psycopg.OperationalError,  # lost, refused, restarting, deadlock, time-out, disk full, no connection free
     psycopg.errors.ReadOnlySqlTransaction,  # a fail-over, and we still talk to the old primary
+    psycopg.errors.IdleInTransactionSessionTimeout,  # we were too slow between two statements
 )
 """Errors of the store's state, not of the data: roll back, wait a little, do the same again."""
 
@@ -26,9 +27,10 @@ _SETTINGS: Final = {
     "statement_timeout": "30s",
     "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "60s",
-    # Queues outrun their statistics: plans are made for few rows and warm pages, never for what
-    # a statistic of last night promises, and not made again for each call.
+    # A queue outruns its statistics, and so does a month that has just begun: what is there is found by
+    # an index, whatever was counted last night, and a plan is made once and not for each call.
     "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
     "random_page_cost": "1.1",
     "jit": "off",
     "client_min_messages": "warning",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -28,7 +28,7 @@ SCHEMA: Final = pa.schema(
 class _Order(NamedTuple):
     """An order of rows, and what comes after a position in it."""
 
-    order: bytes
+    by: bytes
     beyond: bytes
 
 
@@ -99,16 +99,8 @@ async def page(
     connection: pool.Connection, wanted: Filter, *, after: Position | None = None, limit: int = 100
 ) -> Page:
     """Rows, newest task first, that come after the position `after`."""
-    order, beyond = _NEWEST_FIRST if wanted.task_id is None else _BY_ITEM
-    where, parameters = _where(wanted, [beyond] if after is not None else [])
-    if after is not None:
-        parameters |= {"after_task": ids.Id(after.task_id), "after_item": after.item}
-    async with connection.cursor(binary=True) as cursor:
-        arrow.prepare(cursor)
-        await cursor.execute(
-            _SQL["select"] + where + order + b" LIMIT %(limit)s", {**parameters, "limit": limit + 1}
-        )
-        found = await cursor.fetchall()
+    order = _NEWEST_FIRST if wanted.task_id is None else _BY_ITEM
+    found = await _select(connection, wanted, order, after, limit + 1)
     rows = found[:limit]
     last = Position(*rows[-1][:2]) if len(found) > limit else None
     return Page(arrow.batch(SCHEMA, rows), last)
@@ -119,32 +111,44 @@ async def stream(
 ) -> AsyncIterator[pa.RecordBatch]:
     """All rows, oldest task first, in batches of SCHEMA; memory is that of one batch.
 
-    Needs a transaction of its own, open as long as the stream is read.
+    Keeps its transaction open as long as it is read, but no snapshot: an export of an hour must not
+    keep dead rows of the queues from being cleared away. So rows that are recorded meanwhile may be in it.
     """
-    where, parameters = _where(wanted)
     await connection.execute(_SQL["patience"])
-    async with connection.cursor("results") as cursor:
-        arrow.prepare(cursor)
-        await cursor.execute(_SQL["select"] + where + _BY_ITEM.order, parameters, binary=True)
-        while found := await cursor.fetchmany(rows):
-            yield arrow.batch(SCHEMA, found)
+    after = None
+    while found := await _select(connection, wanted, _BY_ITEM, after, rows):
+        yield arrow.batch(SCHEMA, found)
+        if len(found) < rows:
+            return
+        after = Position(*found[-1][:2])
 
 
 async def of_task(connection: pool.Connection, task_id: bytes) -> pa.RecordBatch:
     """The rows of one task, by item."""
-    where, parameters = _where(Filter(task_id=task_id))
+    return arrow.batch(SCHEMA, await _select(connection, Filter(task_id=task_id), _BY_ITEM))
+
+
+async def _select(
+    connection: pool.Connection,
+    wanted: Filter,
+    order: _Order,
+    after: Position | None = None,
+    limit: int | None = None,
+) -> list[tuple[Any, ...]]:
+    """Rows in the columns of SCHEMA, as `arrow.batch` takes them."""
+    names = [name for name in _CONDITIONS if getattr(wanted, name) is not None]
+    conditions = [_CONDITIONS[name] for name in names]
+    parameters = {name: _PARAMETERS.get(name, _as_it_is)(getattr(wanted, name)) for name in names}
+    if after is not None:
+        conditions.append(order.beyond)
+        parameters |= {"after_task": ids.Id(after.task_id), "after_item": after.item}
+    where = b" WHERE " + b" AND ".join(conditions) if conditions else b""
     async with connection.cursor(binary=True) as cursor:
         arrow.prepare(cursor)
-        await cursor.execute(_SQL["select"] + where + _BY_ITEM.order, parameters)
-        return arrow.batch(SCHEMA, await cursor.fetchall())
-
-
-def _where(wanted: Filter, further: Sequence[bytes] = ()) -> tuple[bytes, dict[str, Any]]:
-    """The WHERE clause of a filter and its parameters."""
-    names = [name for name in _CONDITIONS if getattr(wanted, name) is not None]
-    conditions = [_CONDITIONS[name] for name in names] + list(further)
-    parameters = {name: _PARAMETERS.get(name, _as_it_is)(getattr(wanted, name)) for name in names}
-    return (b" WHERE " + b" AND ".join(conditions) if conditions else b"", parameters)
+        await cursor.execute(
+            _SQL["select"] + where + order.by + b" LIMIT %(limit)s", {**parameters, "limit": limit}
+        )
+        return await cursor.fetchall()
 
 
 def _as_it_is(value: Any) -> Any:

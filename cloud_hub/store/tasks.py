@@ -45,7 +45,7 @@ _CONDITIONS: Final = {
     "model": b"t.model = %(model)s",
     "queue": b"t.queue = %(queue)s",
     "device": b"t.device = %(device)s",
-    "site": b"o.site = %(site)s",
+    "site": b"t.origin_agent IN (SELECT agent_id FROM agents WHERE site = %(site)s)",
 }
 """The fields of a Filter as SQL, the state apart."""
 
@@ -237,7 +237,7 @@ def _payload_columns(submissions: Sequence[Submission]) -> pa.RecordBatch:
 async def get(connection: pool.Connection, task_id: bytes) -> Task | None:
     """One task as it stands; None if the hub does not know it."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_SQL["select"] + b" WHERE t.task_id = %(task_id)s", {"task_id": ids.Id(task_id)})
+        await cursor.execute(_select([b"t.task_id = %(task_id)s"]), {"task_id": ids.Id(task_id), "limit": 1})
         row = await cursor.fetchone()
     return None if row is None else _task(row)
 
@@ -273,10 +273,9 @@ async def list_page(
         conditions.append(b"t.state = '%s'" % wanted.state.value.encode())
     if before is not None:
         conditions.append(b"t.task_id < %(before)s")
-    where = b" WHERE " + b" AND ".join(conditions) if conditions else b""
     async with connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            _SQL["select"] + where + b" ORDER BY t.task_id DESC LIMIT %(limit)s",
+            _select(conditions),
             {
                 **{name: getattr(wanted, name) for name in _CONDITIONS},
                 "before": before and ids.Id(before),
@@ -315,6 +314,10 @@ async def counts(connection: pool.Connection) -> Counts:
     cursor = await connection.execute(_SQL["count_queued"])
     queued = {(model, queue): count for model, queue, count in await cursor.fetchall()}
     return Counts(states, queued)
+
+
+def _select(conditions: Sequence[bytes]) -> bytes:
+    return _SQL["select"].replace(b"{conditions}", b" AND ".join(conditions) or b"true")
 
 
 def _task(row: dict[str, Any]) -> Task:

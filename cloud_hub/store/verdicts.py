@@ -95,7 +95,7 @@ def judge(standing: Standing, agent_id: int, report: Report, jitter: float) -> C
         return None
     own = report.attempt == OWN_ATTEMPT and agent_id in standing.origin_epochs
     current = standing.lease == Lease(agent_id, report.attempt)
-    if report.state is State.COMPLETED and (own or 1 <= report.attempt <= standing.attempt):
+    if report.state is State.COMPLETED and credible(standing, agent_id, report):
         return _to(standing, State.COMPLETED, items_done=standing.items)
     if current and report.state is State.QUEUED:
         done = min(max(standing.items_done, report.items_done), standing.items)
@@ -108,6 +108,13 @@ def judge(standing: Standing, agent_id: int, report: Report, jitter: float) -> C
         state, reason = closing(report)
         return _to(standing, state, reason=reason, error=report.error)
     return None
+
+
+def credible(standing: Standing, agent_id: int, report: Report) -> bool:
+    """Whether there was such an attempt: one that was granted, or the origin's own."""
+    if report.attempt == OWN_ATTEMPT:
+        return agent_id in standing.origin_epochs
+    return 1 <= report.attempt <= standing.attempt
 
 
 def closing(report: Report) -> tuple[State, Reason | None]:

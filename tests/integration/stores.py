@@ -63,7 +63,7 @@ async def get(connection: pool.Connection, task_id: bytes) -> tasks.Task:
 
 
 def rows(
-    task_id: bytes, items: int = 1, *, label: str = "good", first: int = 0, **fixed: Any
+    task_id: bytes, items: int = 1, *, label: str | None = "good", first: int = 0, **fixed: Any
 ) -> pa.RecordBatch:
     """Result rows of a task's items; `fixed` is what else is the same in all of them."""
     columns = {

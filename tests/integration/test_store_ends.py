@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from cloud_hub.store import agents, apply, lanes, pool, schedule, tasks
+from shared import lanes as protocol
 from shared import tasks as words
 from shared import topics, wire
 from shared.tasks import Reason, State
@@ -25,7 +26,7 @@ async def read(connection: pool.Connection, agent_id: int, lane: str) -> list[tu
     found: list[tuple[str, dict[str, object]]] = []
     after = 0
     while (
-        batch := await lanes.read(connection, agent_id, lanes.lanes.Lane(lane), after, max_rows=2)
+        batch := await lanes.read(connection, agent_id, protocol.Lane(lane), after, max_rows=2)
     ) is not None:
         assert batch.span.first == after + 1
         records = [record for part in batch.batches for record in part.to_pylist()]
@@ -126,7 +127,7 @@ async def test_the_word_of_an_attempt_that_is_past_changes_nothing(connections: 
 
 
 async def test_the_origin_gets_every_row_of_its_task(connections: pool.Pool) -> None:
-    """A task that was handed over and completed elsewhere comes back as its result rows, one chunk, in order."""
+    """A task that was handed over and completed elsewhere comes back as its rows, one chunk, in order."""
     async with connections.connection() as connection:
         origin, helper = await stores.agent(connection, "origin"), await stores.agent(connection, "helper")
         task_id = words.new_id()
@@ -144,7 +145,7 @@ async def test_the_origin_gets_every_row_of_its_task(connections: pool.Pool) -> 
 
 
 async def test_a_row_that_is_gone_is_sent_as_failed(connections: pool.Pool) -> None:
-    """The numbers of a chunk are given: an item without a row still takes its place, and says why it failed."""
+    """The numbers of a chunk are given: an item without a row takes its place, and says why it failed."""
     async with connections.connection() as connection:
         origin, helper = await stores.agent(connection, "origin"), await stores.agent(connection, "helper")
         task_id = words.new_id()
@@ -303,7 +304,7 @@ async def test_what_is_handed_over_keeps_its_words(connections: pool.Pool) -> No
 
 
 async def test_a_new_epoch_takes_over(connections: pool.Pool) -> None:
-    """A fresh journal has lost what ran there: it is queued again; words to the old epoch go to the new one."""
+    """A fresh journal lost what ran there: it is queued again; words to the old epoch go to the new one."""
     place = topics.Agent("lyon", "origin")
     async with connections.connection() as connection:
         old, helper = await stores.agent(connection, "origin", epoch=70), await stores.agent(connection, "h")

@@ -17,7 +17,7 @@ async def connections(database: str) -> AsyncIterator[pool.Pool]:
 
 
 async def test_a_submission_is_kept_as_it_was_said(connections: pool.Pool) -> None:
-    """All that a job says is in its task, and its payload beside it; the answer is in the order of the call."""
+    """All that a job says is in its task, its payload beside it; the answer is in the order of the call."""
     wanted = [
         stores.submission(
             model="faces",
@@ -49,7 +49,7 @@ async def test_a_submission_is_kept_as_it_was_said(connections: pool.Pool) -> No
 
 
 async def test_a_key_is_one_task(connections: pool.Pool) -> None:
-    """The same idempotency key gives the same task, within a call, in a later one, and whatever it asks for."""
+    """The same idempotency key gives the same task, within a call and later, whatever it asks for."""
     async with connections.connection() as connection:
         first, second, other = await tasks.submit(
             connection,
@@ -165,7 +165,7 @@ async def test_cancelling_ends_what_has_not_ended(connections: pool.Pool) -> Non
 
 
 async def test_a_dead_letter_runs_again(connections: pool.Pool) -> None:
-    """A terminated task is queued again with its payload, its failures forgotten, its attempts counting on."""
+    """A terminated task is queued with its payload, its failures forgotten, its attempts counting on."""
     async with connections.connection() as connection:
         agent_id = await stores.agent(connection)
         (task_id,) = await stores.submit(connection, items=2, deadline_ms=1000)

@@ -91,7 +91,7 @@ def holds(change: verdicts.Change) -> None:
 def test_every_change_goes_by_the_table_and_the_constraints(
     standing: verdicts.Standing, agent_id: int, word: verdicts.Report, jitter: float
 ) -> None:
-    """Whatever is reported of whatever task, by whomever: no illegal transition, no row the database refuses."""
+    """Whatever is reported of whatever task, by whomever: no illegal transition, no row that is refused."""
     change = verdicts.judge(standing, agent_id, word, jitter)
     if change is not None:
         holds(change)

@@ -51,7 +51,7 @@ SELECT task_id, attempt, agent_id, granted_at, state, reason, error, items_done 
 ON CONFLICT (task_id, attempt) DO NOTHING;
 
 -- name: record
--- What agents report of their attempts.
+-- What agents report of their attempts; of somebody else's they have nothing to say.
 INSERT INTO attempts AS a (task_id, attempt, agent_id, state, reason, error, items_done, run_us)
 SELECT task_id, attempt, %(agent_id)s, state, reason, error, items_done, run_us
 FROM unnest(
@@ -59,8 +59,9 @@ FROM unnest(
     %(errors)s::text[], %(items_done)s::int[], %(run_us)s::bigint[]
 ) AS r (task_id, attempt, state, reason, error, items_done, run_us)
 ON CONFLICT (task_id, attempt) DO UPDATE SET
-    agent_id = excluded.agent_id, state = excluded.state, reason = excluded.reason, error = excluded.error,
-    items_done = excluded.items_done, run_us = excluded.run_us, ended_at = excluded.ended_at;
+    state = excluded.state, reason = excluded.reason, error = excluded.error,
+    items_done = excluded.items_done, run_us = excluded.run_us, ended_at = excluded.ended_at
+WHERE a.agent_id = excluded.agent_id;
 
 -- name: drop_payloads
 DELETE FROM payloads WHERE task_id = ANY (%(task_ids)b::uuid[]);

@@ -75,7 +75,8 @@ ORDER BY o.first;
 
 -- name: results
 -- All items of each task, as many as its chunk has numbers: one without a row (dropped with its month)
--- is sent as failed, so that the books of the lane stay right.
+-- is sent as failed, so that the books of the lane stay right. The LIMIT keeps the planner, which cannot
+-- know how few chunks these are, from reading whole months to join them.
 SELECT
     o.task_id,
     n.item::int AS item,
@@ -96,7 +97,9 @@ SELECT
 FROM outgoing o
 CROSS JOIN LATERAL generate_series(0, o.last - o.first) AS n (item)
 LEFT JOIN tasks t ON t.task_id = o.task_id
-LEFT JOIN results r ON r.task_id = o.task_id AND r.item = n.item
+LEFT JOIN LATERAL (
+    SELECT * FROM results r WHERE r.task_id = o.task_id AND r.item = n.item LIMIT 1
+) AS r ON true
 WHERE o.agent_id = %(agent_id)s AND o.lane = %(lane)s AND o.first BETWEEN %(first)s AND %(last)s
 ORDER BY o.first, n.item;
 

@@ -10,16 +10,18 @@ RETURNING key, task_id;
 SELECT now();
 
 -- name: select
+-- The tasks are chosen before anything is joined to them, so that a page is read off an index.
 SELECT
     t.task_id, t.state, t.reason, t.error, t.model, t.version, t.priority, t.queue, t.tag, t.device,
     t.content_type, t.payload_bytes, t.items, t.items_done, t.attempt, t.failures, t.max_attempts,
     t.timeout_ms, t.deadline_at, t.not_before, t.idempotency_key, t.client_id, t.traceparent,
     t.observed_at, t.submitted_at, t.finished_at,
     o.site AS origin_site, o.name AS origin_name, h.site AS agent_site, h.name AS agent_name
-FROM tasks t
+FROM (SELECT * FROM tasks t WHERE {conditions} ORDER BY t.task_id DESC LIMIT %(limit)s) AS t
 LEFT JOIN agents o ON o.agent_id = t.origin_agent
 LEFT JOIN leases l ON l.task_id = t.task_id
 LEFT JOIN agents h ON h.agent_id = l.agent_id
+ORDER BY t.task_id DESC;
 
 -- name: attempts
 SELECT
