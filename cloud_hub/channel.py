@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import psycopg_pool
+import pyarrow.compute  # noqa: F401 - here at the start: else the first batch's transaction waits for it
 
 from cloud_hub import news
 from cloud_hub.store import apply, ends, pool

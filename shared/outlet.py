@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -156,7 +158,9 @@ class Outlet:
         return max(0.001, min(times) - now) if times and self._link.connected else None
 
     async def _send(self, lane: lanes.Lane) -> None:
-        from shared import wire  # loads pyarrow: with the first record, not with the agent
+        if "shared.wire" not in sys.modules:  # it brings pyarrow: with the first record, and not in the loop,
+            await asyncio.to_thread(importlib.import_module, "shared.wire")  # which it would hold up
+        from shared import wire
 
         sender = self._senders[lane]
         after = sender.sent
