@@ -98,20 +98,23 @@ class Bench:
     async def prepare(self) -> None:
         """The tables, the journal with its rows, and the same rows in memory."""
         await migrate.migrate(self._postgres.dsn)
-        policy = settings.Journal()
-        async with journal.Journal.open(self._template / "journal.db", *AGENT, policy) as book:
-            for accepted, finished in rows.batches(self._sizes.backhaul):
-                await book.accept(accepted)
-                await book.finish(finished)
-            after = 0
-            while after < self._sizes.backhaul:
-                batch = await book.read(
-                    lanes.Lane("results"), after, wire.MAX_BATCH_ROWS, wire.MAX_BATCH_BYTES
-                )
-                assert batch is not None
-                self._batches += pa.Table.from_batches(batch.batches).combine_chunks().to_batches()
-                self._bytes += len(wire.encode(batch.kind, batch.batches))
-                after = batch.span.last
+        async with journal.Journal.open(self._template / "journal.db", *AGENT, settings.Journal()) as book:
+            await self._fill(book)
+            await self._load(book)
+
+    async def _fill(self, book: journal.Journal) -> None:
+        for accepted, finished in rows.batches(self._sizes.backhaul):
+            await book.accept(accepted)
+            await book.finish(finished)
+
+    async def _load(self, book: journal.Journal) -> None:
+        lane, after = lanes.Lane("results"), 0
+        while after < self._sizes.backhaul:
+            batch = await book.read(lane, after, wire.MAX_BATCH_ROWS, wire.MAX_BATCH_BYTES)
+            assert batch is not None
+            self._batches += pa.Table.from_batches(batch.batches).combine_chunks().to_batches()
+            self._bytes += len(wire.encode(batch.kind, batch.batches))
+            after = batch.span.last
 
     async def copy(self) -> Run:
         """The ceiling."""
