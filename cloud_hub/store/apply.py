@@ -75,9 +75,8 @@ async def attempts(connection: pool.Connection, agent_id: int, batch: pa.RecordB
         change = verdicts.judge(standing, agent_id, report, random.random())
         if change is not None and (report.task_id not in changes or change.state is State.COMPLETED):
             changes[report.task_id] = change
-    outcome = await ends.settle(connection, list(changes.values()), by=agent_id)
     await ends.record(connection, agent_id, credible)
-    return outcome
+    return await ends.settle(connection, list(changes.values()), by=agent_id)
 
 
 def _report(row: dict[str, Any]) -> verdicts.Report:

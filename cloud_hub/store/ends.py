@@ -115,7 +115,10 @@ async def settle(
 
 
 async def record(connection: pool.Connection, agent_id: int, reports: Sequence[verdicts.Report]) -> None:
-    """Write down how attempts ended, by their agent's word; of several words about one, the last."""
+    """Write down how attempts ended, by their agent's word; of several words about one, the last.
+
+    Before `settle`, which ends the leases that say when they were granted.
+    """
     latest = list({(report.task_id, report.attempt): report for report in reports}.values())
     if not latest:
         return

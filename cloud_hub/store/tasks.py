@@ -37,8 +37,10 @@ _TASK_COLUMNS: Final = pa.schema(
         "client_id": pa.string(),
     }
 )
-"""What a submission says of its task; the other columns take their defaults."""
 _PAYLOAD_COLUMNS: Final = pa.schema({"task_id": pa.binary(16), "body": pa.binary()})
+
+COPY_FROM: Final = 64
+"""So many tasks are written by COPY; fewer by INSERT, which takes one round trip instead of four."""
 
 _CONDITIONS: Final = {
     "reason": b"t.reason = %(reason)s",
@@ -168,9 +170,21 @@ async def submit(connection: pool.Connection, submissions: Sequence[Submission])
         submitted.append(Submitted(task_id, repeated=task_id != submission.task_id))
     fresh = [one for one, became in zip(submissions, submitted, strict=True) if not became.repeated]
     if fresh:
-        await copy.copy_in(connection, "tasks", await _task_columns(connection, fresh))
-        await copy.copy_in(connection, "payloads", _payload_columns(fresh))
+        await _store(connection, fresh)
     return submitted
+
+
+async def _store(connection: pool.Connection, submissions: Sequence[Submission]) -> None:
+    """Write tasks and payloads: a few by one statement, many by two COPYs, each way where it is faster."""
+    columns = await _task_columns(connection, submissions)
+    bodies = [submission.job.payload for submission in submissions]
+    if len(submissions) < COPY_FROM:
+        task_ids = ids.array(columns.pop("task_id"))
+        await connection.execute(_SQL["insert"], {"task_ids": task_ids, "bodies": bodies, **columns})
+        return
+    payloads = {"task_id": columns["task_id"], "body": bodies}
+    await copy.copy_in(connection, "tasks", pa.RecordBatch.from_pydict(columns, schema=_TASK_COLUMNS))
+    await copy.copy_in(connection, "payloads", pa.RecordBatch.from_pydict(payloads, schema=_PAYLOAD_COLUMNS))
 
 
 async def _claim(connection: pool.Connection, submissions: Sequence[Submission]) -> dict[str, bytes]:
@@ -187,7 +201,10 @@ async def _claim(connection: pool.Connection, submissions: Sequence[Submission])
     return dict(await cursor.fetchall())
 
 
-async def _task_columns(connection: pool.Connection, submissions: Sequence[Submission]) -> pa.RecordBatch:
+async def _task_columns(
+    connection: pool.Connection, submissions: Sequence[Submission]
+) -> dict[str, list[Any]]:
+    """What submissions say of their tasks, by column; the other columns take their defaults."""
     metadata = [submission.job.metadata for submission in submissions]
     deadlines: list[datetime | None] = [None] * len(submissions)
     if any(one.deadline_ms is not None for one in metadata):
@@ -200,38 +217,25 @@ async def _task_columns(connection: pool.Connection, submissions: Sequence[Submi
         ]
     submitted = [submission.job for submission in submissions]
     now = datetime.now(UTC)
-    return pa.RecordBatch.from_pydict(
-        {
-            "task_id": [submission.task_id for submission in submissions],
-            "observed_at": [now] * len(submissions),
-            "deadline_at": deadlines,
-            "tag": [submission.tag for submission in submissions],
-            "timeout_ms": [one.timeout_ms for one in metadata],
-            "items": [job.items for job in submitted],
-            "payload_bytes": [len(job.payload) for job in submitted],
-            "priority": [job.priority for job in submitted],
-            "max_attempts": [one.max_attempts for one in metadata],
-            "model": [job.model for job in submitted],
-            "queue": [one.queue for one in metadata],
-            "content_type": [job.content_type for job in submitted],
-            "version": [one.version for one in metadata],
-            "device": [submission.device for submission in submissions],
-            "traceparent": [one.traceparent for one in metadata],
-            "idempotency_key": [one.idempotency_key for one in metadata],
-            "client_id": [job.client_id for job in submitted],
-        },
-        schema=_TASK_COLUMNS,
-    )
-
-
-def _payload_columns(submissions: Sequence[Submission]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict(
-        {
-            "task_id": [submission.task_id for submission in submissions],
-            "body": [submission.job.payload for submission in submissions],
-        },
-        schema=_PAYLOAD_COLUMNS,
-    )
+    return {
+        "task_id": [submission.task_id for submission in submissions],
+        "observed_at": [now] * len(submissions),
+        "deadline_at": deadlines,
+        "tag": [submission.tag for submission in submissions],
+        "timeout_ms": [one.timeout_ms for one in metadata],
+        "items": [job.items for job in submitted],
+        "payload_bytes": [len(job.payload) for job in submitted],
+        "priority": [job.priority for job in submitted],
+        "max_attempts": [one.max_attempts for one in metadata],
+        "model": [job.model for job in submitted],
+        "queue": [one.queue for one in metadata],
+        "content_type": [job.content_type for job in submitted],
+        "version": [one.version for one in metadata],
+        "device": [submission.device for submission in submissions],
+        "traceparent": [one.traceparent for one in metadata],
+        "idempotency_key": [one.idempotency_key for one in metadata],
+        "client_id": [job.client_id for job in submitted],
+    }
 
 
 async def get(connection: pool.Connection, task_id: bytes) -> Task | None:

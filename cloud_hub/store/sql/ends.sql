@@ -36,8 +36,23 @@ FROM unnest(
 ) AS c (task_id, was, state, reason, error, items_done, failures, delay_s)
 WHERE t.task_id = c.task_id AND t.state = c.was;
 
+-- name: record
+-- What agents report of their attempts; of somebody else's they have nothing to say.
+INSERT INTO attempts AS a (task_id, attempt, agent_id, granted_at, state, reason, error, items_done, run_us)
+SELECT
+    r.task_id, r.attempt, %(agent_id)s, l.granted_at, r.state, r.reason, r.error, r.items_done, r.run_us
+FROM unnest(
+    %(task_ids)b::uuid[], %(attempts)s::smallint[], %(states)s::text[], %(reasons)s::text[],
+    %(errors)s::text[], %(items_done)s::int[], %(run_us)s::bigint[]
+) AS r (task_id, attempt, state, reason, error, items_done, run_us)
+LEFT JOIN leases l USING (task_id, attempt)
+ON CONFLICT (task_id, attempt) DO UPDATE SET
+    state = excluded.state, reason = excluded.reason, error = excluded.error,
+    items_done = excluded.items_done, run_us = excluded.run_us, ended_at = excluded.ended_at
+WHERE a.agent_id = excluded.agent_id;
+
 -- name: release
--- Leases that end, with what the hub can say about their attempts; the word of their agents goes over it.
+-- Leases that end, with what the hub can say of attempts that their agents have not reported (yet).
 WITH released AS (
     DELETE FROM leases l
     USING unnest(
@@ -49,19 +64,6 @@ WITH released AS (
 INSERT INTO attempts (task_id, attempt, agent_id, granted_at, state, reason, error, items_done)
 SELECT task_id, attempt, agent_id, granted_at, state, reason, error, items_done FROM released
 ON CONFLICT (task_id, attempt) DO NOTHING;
-
--- name: record
--- What agents report of their attempts; of somebody else's they have nothing to say.
-INSERT INTO attempts AS a (task_id, attempt, agent_id, state, reason, error, items_done, run_us)
-SELECT task_id, attempt, %(agent_id)s, state, reason, error, items_done, run_us
-FROM unnest(
-    %(task_ids)b::uuid[], %(attempts)s::smallint[], %(states)s::text[], %(reasons)s::text[],
-    %(errors)s::text[], %(items_done)s::int[], %(run_us)s::bigint[]
-) AS r (task_id, attempt, state, reason, error, items_done, run_us)
-ON CONFLICT (task_id, attempt) DO UPDATE SET
-    state = excluded.state, reason = excluded.reason, error = excluded.error,
-    items_done = excluded.items_done, run_us = excluded.run_us, ended_at = excluded.ended_at
-WHERE a.agent_id = excluded.agent_id;
 
 -- name: drop_payloads
 DELETE FROM payloads WHERE task_id = ANY (%(task_ids)b::uuid[]);

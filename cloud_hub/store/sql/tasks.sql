@@ -9,6 +9,22 @@ RETURNING key, task_id;
 -- name: now
 SELECT now();
 
+-- name: insert
+WITH stored AS (
+    INSERT INTO tasks (
+        task_id, observed_at, deadline_at, tag, timeout_ms, items, payload_bytes, priority, max_attempts,
+        model, queue, content_type, version, device, traceparent, idempotency_key, client_id
+    )
+    SELECT * FROM unnest(
+        %(task_ids)b::uuid[], %(observed_at)s::timestamptz[], %(deadline_at)s::timestamptz[],
+        %(tag)s::float8[], %(timeout_ms)s::bigint[], %(items)s::int[], %(payload_bytes)s::int[],
+        %(priority)s::smallint[], %(max_attempts)s::smallint[], %(model)s::text[], %(queue)s::text[],
+        %(content_type)s::text[], %(version)s::text[], %(device)s::text[], %(traceparent)s::text[],
+        %(idempotency_key)s::text[], %(client_id)s::text[]
+    )
+)
+INSERT INTO payloads (task_id, body) SELECT * FROM unnest(%(task_ids)b::uuid[], %(bodies)b::bytea[]);
+
 -- name: select
 -- The tasks are chosen before anything is joined to them, so that a page is read off an index.
 SELECT
