@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -37,6 +38,8 @@ MAX_PAYLOAD: Final = 8 << 20
 MAX_ITEMS: Final = 100_000
 MAX_UNPACKED: Final = 256 << 20
 """Bytes to which an Arrow stream may unpack: a compressed kilobyte can claim gigabytes."""
+MAX_TEXT: Final = 65_535
+"""Bytes of each text in the metadata: what an MQTT string or a topic can have."""
 
 
 class Rejected(ValueError):
@@ -114,6 +117,10 @@ DATATYPES: Final = frozenset(
 )
 """Of Open Inference Protocol v2's tensors."""
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bad JSON, bad UTF-8 and bottomless nesting."""
+_PLACE: Final = re.compile(r"`\$\.(\w+)")
+"""The field that msgspec names in an error, as in "at `$.inputs[0].shape`"."""
 _FIELDS: Final = {field.name for field in msgspec.structs.fields(Metadata)}
 _body_decoder: Final = msgspec.json.Decoder(_Body)
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, Any])
@@ -206,8 +213,8 @@ def _json(payload: bytes) -> tuple[_Body, dict[str, Any]]:
         if body.image is None:
             return body, body.parameters or {}
         fields = _fields_decoder.decode(payload)
-    except msgspec.DecodeError as error:  # ValidationError is one of these
-        raise Rejected(f"the JSON body cannot be read: {error}") from None
+    except _UNREADABLE as error:
+        raise Rejected(f"the JSON body cannot be read: {error}", _place(error)) from None
     for own in ("image", "id", "model_name", "inputs", "parameters"):
         fields.pop(own, None)
     return body, {**(body.parameters or {}), **fields}
@@ -262,13 +269,15 @@ def _metadata(fields: Mapping[str, Any]) -> Metadata:
     try:
         metadata = msgspec.convert({k: v for k, v in fields.items() if k in _FIELDS}, Metadata, strict=False)
     except msgspec.ValidationError as error:
-        raise Rejected(f"the metadata cannot be read: {error}") from None
+        raise Rejected(f"the metadata cannot be read: {error}", _place(error)) from None
+    for field in _FIELDS:
+        _check_text(field, getattr(metadata, field))
     if metadata.priority is not None and metadata.priority not in tasks.PRIORITIES:
         raise Rejected(f"priority {metadata.priority} is not between 0 and 9", "priority")
     for field in ("timeout_ms", "deadline_ms", "max_attempts"):
         value = getattr(metadata, field)
         if value is not None and not 1 <= value <= 10**10:
-            raise Rejected(f"{field} {value} is not a positive number", field)
+            raise Rejected(f"{field} {value} is not between 1 and {10**10:,}", field)
     if metadata.max_attempts > 100:
         raise Rejected(f"max_attempts {metadata.max_attempts} is more than 100", "max_attempts")
     if metadata.idempotency_key is not None and not 1 <= len(metadata.idempotency_key) <= 200:
@@ -279,10 +288,30 @@ def _metadata(fields: Mapping[str, Any]) -> Metadata:
         raise Rejected(
             f"response_topic {metadata.response_topic!r} is no topic to publish to", "response_topic"
         )
-    try:
-        topics.check_name(metadata.queue, "queue")
-        if metadata.version is not None:
-            topics.check_name(metadata.version, "version")
-    except topics.BadTopic as wrong:
-        raise Rejected(str(wrong)) from None
+    for field, name in (("queue", metadata.queue), ("version", metadata.version)):
+        try:
+            if name is not None:
+                topics.check_name(name, field)
+        except topics.BadTopic as wrong:
+            raise Rejected(str(wrong), field) from None
     return metadata
+
+
+def _check_text(field: str, value: object) -> None:
+    """Rejected if a reply, a journal or a database could not hold the text."""
+    if not isinstance(value, str):
+        return
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise Rejected(f"{field} holds half a character (a lone surrogate)", field) from None
+    if "\0" in value:
+        raise Rejected(f"{field} contains a zero byte", field)
+    if size > MAX_TEXT:
+        raise Rejected(f"{field} has {size:,} bytes; at most {MAX_TEXT:,} are taken", field)
+
+
+def _place(error: Exception) -> str | None:
+    """The field that an error of msgspec is about, if it names one."""
+    found = _PLACE.search(str(error))
+    return found.group(1) if found else None
