@@ -213,9 +213,9 @@ def _attention(
 ) -> list[str]:
     found = []
     if status is Status.OFFLINE:
-        found.append(f"offline, last heard {heard_s:,.0f} s ago")
+        found.append(f"offline, last heard {_duration(heard_s)} ago")
     elif status is Status.SILENT:
-        found.append(f"its presence says online, but it was not heard for {heard_s:,.0f} s")
+        found.append(f"its presence says online, but it was not heard for {_duration(heard_s)}")
     found += [
         f"{model.name} {model.version} runs on {model.provider}, not {model.wanted}"
         for model in (telemetry.models if telemetry else ())
@@ -223,6 +223,13 @@ def _attention(
     ]
     found += [f"{lane.missing:,} records of lane {lane.lane} are missing" for lane in up if lane.missing]
     return found
+
+
+def _duration(seconds: float) -> str:
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
 
 
 def _lane(lane: lanes.Lane, direction: str, ledger: lanes.Ledger) -> Lane:

@@ -59,7 +59,7 @@ async def live() -> Live:
 @router.get("/ready", summary="Can it be given requests", responses=problems.documented())
 async def ready(hub: context.Dependency) -> Ready:
     """Ready while PostgreSQL answers and the broker is connected. Redis may be away."""
-    found = await parts(hub)
+    found = parts(hub, await _postgresql(hub))
     wrong = [
         (name, "cannot be reached") for name in ("postgresql", "broker") if getattr(found, name) is Part.DOWN
     ]
@@ -73,9 +73,9 @@ async def ready(hub: context.Dependency) -> Ready:
     return Ready(status="degraded" if found.redis is Part.DOWN else "ok", parts=found)
 
 
-async def parts(hub: context.Hub) -> Parts:
-    """The state of each part; takes no longer than CHECK_TIMEOUT_S."""
-    return Parts(postgresql=await _postgresql(hub), broker=_part(hub.broker()), redis=_part(hub.redis()))
+def parts(hub: context.Hub, postgresql: Part) -> Parts:
+    """The state of each part, with what was seen of PostgreSQL."""
+    return Parts(postgresql=postgresql, broker=_part(hub.broker()), redis=_part(hub.redis()))
 
 
 async def _postgresql(hub: context.Hub) -> Part:

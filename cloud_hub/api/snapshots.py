@@ -57,6 +57,7 @@ class Picture(BaseModel):
     throughput: dict[str, list[float]] = Field(
         description="Items per second lately, oldest first, by SITE/NAME; of all agents under `*`"
     )
+    every_s: float = Field(description="Seconds between two pictures, and two values of throughput")
 
 
 class Lists(BaseModel):
@@ -75,11 +76,6 @@ class Snapshot:
     picture: Picture
     picture_json: bytes
     lists_json: bytes
-
-    @property
-    def every_s(self) -> float:
-        """How long it is good for."""
-        return max(EVERY_S, self.picture.totals.agents / AGENTS_PER_S)
 
 
 async def read_agents(hub: context.Hub, connection: pool.Connection) -> list[fleet_view.Agent]:
@@ -112,7 +108,7 @@ class Snapshots:
 
     def __init__(self, hub: context.Hub) -> None:
         self._hub = hub
-        self._taking = asyncio.Lock()
+        self._taking: asyncio.Task[Snapshot] | None = None
         self._latest: Snapshot | None = None
         self._counts: Counts | None = None
         self._count_again = 0.0
@@ -125,18 +121,26 @@ class Snapshots:
 
     async def get(self) -> Snapshot:
         """The current picture. Raises pool.UNAVAILABLE while PostgreSQL is away."""
-        async with self._taking:  # whoever comes while one is being taken gets that one
-            latest = self._latest
-            if latest is None or time.monotonic() - latest.taken >= 0.9 * latest.every_s:
-                latest = self._latest = await self._take()
+        latest = self._latest
+        if latest is not None and time.monotonic() - latest.taken < 0.9 * latest.picture.every_s:
             return latest
+        if self._taking is None:
+            self._taking = asyncio.create_task(self._take(), name="picture of the fleet")
+            self._taking.add_done_callback(self._taken)
+        # One is taken for all who ask meanwhile, and who goes away does not break it off for the others.
+        return await asyncio.shield(self._taking)
+
+    def _taken(self, taking: asyncio.Task[Snapshot]) -> None:
+        self._taking = None
+        if not taking.cancelled() and taking.exception() is None:
+            self._latest = taking.result()
 
     async def run(self) -> None:
         """Take pictures until cancelled, so that there is a history when somebody comes to look."""
         every_s = EVERY_S
         while True:
             try:
-                every_s = (await self.get()).every_s
+                every_s = (await self.get()).picture.every_s
             except pool.UNAVAILABLE as error:
                 log.debug("no picture of the fleet: %s", error)
             await asyncio.sleep(every_s)
@@ -171,6 +175,7 @@ class Snapshots:
             tasks=counts,
             sites=fleet_view.sites(found),
             throughput={name: list(values) for name, values in self._history.items()},
+            every_s=max(EVERY_S, totals.agents / AGENTS_PER_S),
         )
         lists = Lists.model_construct(
             recent=[task_view.task(row) for row in recent.tasks],

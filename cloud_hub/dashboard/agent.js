@@ -1,7 +1,7 @@
 // One agent looked at closely: every lane's books, what it says of itself, and what can be asked of it.
 
 import { el, keyed, mark, say } from "./dom.js";
-import { bytes, integer, seconds } from "./format.js";
+import { bytes, instant, integer, providers, seconds, signed } from "./format.js";
 
 /** The row below an agent's own. */
 export function detail(agent) {
@@ -31,7 +31,7 @@ export function detail(agent) {
 }
 
 export function updateDetail(node, agent) {
-  keyed(node.querySelector(".attention"), agent.attention, (line) => line, (line) => el("li", {}, line), () => {});
+  keyed(node.querySelector(".attention"), agent.attention, (line) => line, (line) => el("li", {}, providers(line)), () => {});
   keyed(node.querySelector(".books tbody"), agent.lanes, (lane) => `${lane.direction} ${lane.lane}`, createLane, updateLane);
   keyed(
     node.querySelector(".facts"),
@@ -64,10 +64,11 @@ function facts(agent) {
   const always = [
     ["Epoch", String(agent.epoch)],
     ["Heard", agent.heard_s === null ? "never" : `${seconds(agent.heard_s)} ago`],
-    ["First seen", agent.first_seen.replace("T", " ").replace(/(\.\d+)?(Z|\+00:00)$/, "")],
+    ["First seen", instant(agent.first_seen)],
+    ["Software", agent.software || "not said"],
   ];
   if (!said) return always;
-  const clock = said.clock_offset_us === null ? "not measured" : `${(said.clock_offset_us / 1000).toFixed(1)} ms ± ${((said.clock_error_us ?? 0) / 1000).toFixed(1)}`;
+  const clock = said.clock_offset_us === null ? "not measured" : `${signed(said.clock_offset_us)} ± ${((said.clock_error_us ?? 0) / 1000).toFixed(1)}`;
   return [
     ...always,
     ["Link up", seconds(said.link_up_s)],

@@ -1,14 +1,20 @@
 // The dashboard: one stream of snapshots from the hub, shown by the parts beside this file.
 
 import { say } from "./dom.js";
-import { showFleet } from "./fleet.js";
+import { showAttention, showFleet } from "./fleet.js";
 import { seconds } from "./format.js";
-import { age, showParts, showRail } from "./rail.js";
+import { showParts, showRail } from "./rail.js";
 import { Stream } from "./stream.js";
 import { showTasks } from "./tasks.js";
 
 const now = { fleet: null, tasks: null, received: 0, state: "connecting" };
 const filter = { text: "", trouble: false };
+const STALE_MS = 6000;
+const WORDS = { connecting: "Connecting…", live: "Live", stale: "Waiting", lost: "Connection lost" };
+const TROUBLES = {
+  stale: "The hub is there but cannot read its database.",
+  lost: "Connection to the hub lost, trying again.",
+};
 const byId = (id) => document.getElementById(id);
 
 function announce(sentence) {
@@ -19,6 +25,7 @@ function draw() {
   if (!now.fleet) return;
   showRail(now.fleet);
   showFleet(now.fleet, filter, announce);
+  showAttention(now.fleet);
   if (now.tasks) showTasks(now.tasks, now.fleet.tasks.states);
   say(byId("hub-time"), `Hub ${now.fleet.at.slice(0, 19).replace("T", " ")} UTC`);
 }
@@ -26,18 +33,14 @@ function draw() {
 /** Whether what is shown is live must be plain at any moment: an old figure looks just like a new one. */
 function drawState() {
   const quiet = Date.now() - now.received;
-  document.body.dataset.stream = now.state;
-  if (now.state === "live") {
-    say(byId("stream-text"), age(quiet));
-    byId("banner").hidden = true;
-    say(byId("banner-text"), "");
-  } else if (now.state === "lost") {
-    say(byId("stream-text"), "Connection lost");
-    const shown = now.received ? `What is shown is ${seconds(quiet / 1000)} old.` : "Nothing has been received yet.";
-    byId("banner").hidden = false;
-    say(byId("banner-text"), "Connection to the hub lost, trying again.");
-    say(byId("banner-age"), shown);
-  }
+  const old = now.received ? `What is shown is ${seconds(Math.round(quiet / 1000))} old.` : "Nothing has been received yet.";
+  const stale = now.state === "live" && now.received > 0 && quiet > STALE_MS;
+  const state = stale ? "stale" : now.state;
+  document.body.dataset.stream = state;
+  byId("banner").hidden = state !== "stale" && state !== "lost";
+  say(byId("banner-text"), TROUBLES[state] ?? "");
+  say(byId("banner-age"), old);
+  say(byId("stream-text"), WORDS[state]);
 }
 
 function setState(state) {

@@ -2,7 +2,7 @@
 
 import { detail, updateDetail } from "./agent.js";
 import { el, keyed, mark, say } from "./dom.js";
-import { ago, epoch, integer, plural, provider, rate, seconds } from "./format.js";
+import { ago, epoch, integer, plural, provider, providers, rate, seconds } from "./format.js";
 import { draw, sparkline } from "./sparkline.js";
 
 const STATES = {
@@ -32,6 +32,25 @@ export function showFleet(fleet, filter, announce) {
   table.hidden = sites.length === 0;
   say(empty, emptiness(totals, filter));
   for (const site of fleet.sites) for (const agent of site.agents) tell(agent, announce);
+}
+
+const MOST_LINES = 6;
+
+/** What somebody should look at first, agent by agent; each leads to its agent. Nothing shows while all is well. */
+export function showAttention(fleet) {
+  const lines = fleet.sites
+    .flatMap((site) => site.agents)
+    .flatMap((agent) => agent.attention.map((line, place) => ({ agent, line, place })));
+  document.getElementById("attention").hidden = lines.length === 0;
+  const more = lines.length - MOST_LINES;
+  say(document.getElementById("attention-note"), more > 0 ? `${integer(lines.length)}, ${integer(more)} not shown here` : "");
+  keyed(
+    document.getElementById("attention-list"),
+    lines.slice(0, MOST_LINES),
+    ({ agent, place }) => `${keyOf(agent)} ${place}`,
+    ({ agent }) => el("li", {}, el("button", { type: "button", onclick: () => reveal(agent) }, el("b", {}, keyOf(agent)), " ", el("span"))),
+    (node, { line }) => say(node.querySelector("span"), providers(line)),
+  );
 }
 
 function emptiness(totals, filter) {
@@ -169,6 +188,14 @@ function updateBook(node, book) {
   say(of, `of ${integer(book.numbered)}`);
   mark(node, "data-tone", book.missing ? "bad" : null);
   mark(node, "title", `${integer(book.committed)} committed, ${integer(book.waiting)} to come`);
+}
+
+function reveal(agent) {
+  open.add(keyOf(agent));
+  document.dispatchEvent(new CustomEvent("redraw"));
+  const row = document.querySelector(`tr.agent[data-key="${CSS.escape(keyOf(agent))}"]`);
+  row?.scrollIntoView({ block: "center", behavior: "smooth" });
+  row?.querySelector(".name").focus({ preventScroll: true });
 }
 
 function toggle(agent) {

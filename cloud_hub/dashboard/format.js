@@ -29,6 +29,12 @@ export function ago(value) {
   return value < 2 ? "just now" : `${seconds(value)} ago`;
 }
 
+/** An instant to the second, in UTC: what logs of all sites can be compared with. */
+export const instant = (text) => (text ? new Date(text).toISOString().slice(0, 19).replace("T", " ") : "");
+
+/** A signed number of milliseconds, from microseconds. */
+export const signed = (microseconds) => `${microseconds < 0 ? "−" : "+"}${tenth.format(Math.abs(microseconds) / 1000)} ms`;
+
 export function bytes(value) {
   const units = ["B", "KB", "MB", "GB", "TB"];
   let place = 0;
@@ -46,7 +52,9 @@ export const shortId = (id) => id.slice(-8);
 /** An epoch as a short word. */
 export const epoch = (value) => Number(value).toString(16).slice(-6).padStart(6, "0");
 
-/** The provider's name without what all of them share. */
-export const provider = (name) => (name || "").replace(/ExecutionProvider$/, "") || "unknown";
+/** Execution providers in a text, by the names that people use. */
+export const providers = (text) => text.replaceAll("TensorrtExecutionProvider", "TensorRT").replaceAll("ExecutionProvider", "");
+
+export const provider = (name) => providers(name || "unknown");
 
 export const plural = (count, one, many = `${one}s`) => `${integer(count)} ${count === 1 ? one : many}`;

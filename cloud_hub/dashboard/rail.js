@@ -4,6 +4,8 @@ import { el, keyed, mark, say } from "./dom.js";
 import { integer, plural, rate, seconds } from "./format.js";
 import { draw, sparkline } from "./sparkline.js";
 
+const HISTORY = 120; // values that the hub keeps
+
 /** The stations, each with a figure, what it counts, and a line of context. `tone` colours what needs eyes. */
 function stations(fleet) {
   const { totals } = fleet;
@@ -23,6 +25,7 @@ function stations(fleet) {
       about: "items per second",
       note: `${integer(totals.queued)} waiting · ${integer(totals.running)} running`,
       history: fleet.throughput["*"] ?? [],
+      span: `last ${seconds(HISTORY * fleet.every_s)}`,
     },
     {
       name: "To sync",
@@ -41,7 +44,7 @@ function stations(fleet) {
       name: "Recorded",
       figure: integer(ledger.committed),
       about: "records in PostgreSQL",
-      note: `${integer(ledger.missing)} missing`,
+      note: `${integer(ledger.missing)} missing of ${integer(ledger.numbered)}`,
       tone: ledger.missing ? "bad" : "good",
     },
   ];
@@ -56,16 +59,19 @@ function create(station) {
     el("p", { class: "about" }),
     el("p", { class: "note" }),
     station.history ? sparkline("wide") : null,
+    station.history ? el("p", { class: "span" }) : null,
   );
 }
 
 function update(node, station) {
-  const [, figure, about, note, spark] = node.children;
+  const [, figure, about, note, spark, span] = node.children;
   say(figure, station.figure);
   say(about, station.about);
   say(note, station.note);
   mark(note, "data-tone", station.tone);
-  if (spark) draw(spark, station.history, 120);
+  if (!spark) return;
+  draw(spark, station.history, HISTORY);
+  say(span, station.span);
 }
 
 export function showRail(fleet) {
@@ -90,6 +96,3 @@ export function showParts(parts) {
     },
   );
 }
-
-/** How long ago the shown snapshot came, for the header. */
-export const age = (milliseconds) => (milliseconds < 2000 ? "Live" : `Live · ${seconds(milliseconds / 1000)} old`);

@@ -73,21 +73,29 @@ async def _told(
     yield b"retry: %d\n\n" % RETRY_MS
     lists = b""
     while not mailbox.closed:
+        snapshot = await _picture(taken)
+        postgresql = health.Part.OK if snapshot else health.Part.DOWN
+        yield event("hub", health.parts(hub, postgresql).model_dump_json().encode())
         pause = snapshots.EVERY_S
-        parts = await health.parts(hub)
-        yield event("hub", parts.model_dump_json().encode())
-        if parts.postgresql is health.Part.OK:
-            try:
-                snapshot = await taken.get()
-            except pool.UNAVAILABLE:
-                continue  # the next look at the parts will tell
-            pause = snapshot.every_s
+        if snapshot:
+            pause = snapshot.picture.every_s
             yield event("fleet", snapshot.picture_json)
             if snapshot.lists_json != lists:
                 lists = snapshot.lists_json
                 yield event("tasks", lists)
         async for chunk in _ended(mailbox, time.monotonic() + pause):
             yield chunk
+
+
+async def _picture(taken: snapshots.Snapshots) -> snapshots.Snapshot | None:
+    """The current picture; None while PostgreSQL gives none in time, which a watcher is told instead."""
+    try:
+        async with asyncio.timeout(health.CHECK_TIMEOUT_S):
+            return await taken.get()
+    except pool.UNAVAILABLE:
+        return None
+    except TimeoutError:
+        return None
 
 
 async def _ended(mailbox: events.Subscription, until: float) -> AsyncIterator[bytes]:

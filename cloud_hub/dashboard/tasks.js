@@ -1,7 +1,7 @@
 // The hub's newest tasks and its dead letters; one opens with all that is known of it.
 
 import { el, keyed, mark, say } from "./dom.js";
-import { integer, plural, seconds, shortId } from "./format.js";
+import { instant, integer, plural, seconds, shortId } from "./format.js";
 
 const TONES = { COMPLETED: "good", PROCESSING: "calm", FAILED: "warn", TERMINATED: "bad", REJECTED: "bad" };
 const ENDED = new Set(["COMPLETED", "TERMINATED", "REJECTED"]);
@@ -96,35 +96,52 @@ function card(dialog, task, results) {
       fact("Attempt", `${task.attempt} of ${task.max_attempts}`),
       fact("Origin", task.origin ?? "this API"),
       fact("Running at", task.agent),
-      fact("Submitted", task.submitted_at),
-      fact("Finished", task.finished_at),
+      fact("Submitted", instant(task.submitted_at)),
+      fact("Finished", instant(task.finished_at)),
     ),
+    task.attempts.length ? attemptTable(task.attempts) : null,
     results.length ? resultTable(results) : null,
     el("p", { class: "actions" }, action(dialog, task, note), close(dialog)),
     note,
   ].filter(Boolean);
 }
 
+const MOST_ROWS = 50;
+const took = (microseconds) => (microseconds === null ? "" : seconds(microseconds / 1e6));
+
+function attemptTable(attempts) {
+  const rows = attempts.map((one) => ({
+    bad: one.state === "FAILED" || one.state === "TERMINATED",
+    cells: [one.attempt, one.state.toLowerCase(), `${one.site}/${one.agent}`, took(one.run_us), one.error ?? one.reason ?? ""],
+  }));
+  return table("Attempts", ["Attempt", "State", "Agent", "Ran", "Why"], rows);
+}
+
 function resultTable(results) {
-  const head = ["Item", "Outcome", "Label", "Score", "Where", "Run"];
+  const rows = results.slice(0, MOST_ROWS).map((row) => ({
+    bad: row.outcome !== "ok",
+    cells: [row.item, row.outcome, row.label ?? row.error ?? "", row.score?.toFixed(3) ?? "", `${row.site}/${row.agent}`, took(row.run_us)],
+  }));
+  const caption = results.length > MOST_ROWS ? `Results: the first ${MOST_ROWS} of ${integer(results.length)}` : "Results";
+  return table(caption, ["Item", "Outcome", "Label", "Score", "Agent", "Ran"], rows);
+}
+
+function table(caption, head, rows) {
   return el(
     "div",
     { class: "scroll" },
     el(
       "table",
       { class: "books" },
+      el("caption", {}, caption),
       el("thead", {}, el("tr", {}, ...head.map((word) => el("th", { scope: "col" }, word)))),
-      el("tbody", {}, ...results.slice(0, 50).map((row) => el(
-        "tr",
-        { "data-tone": row.outcome === "ok" ? null : "bad" },
-        ...[row.item, row.outcome, row.label ?? row.error ?? "", row.score?.toFixed(3) ?? "", `${row.site}/${row.agent}`, row.run_us === null ? "" : seconds(row.run_us / 1e6)].map((value) => el("td", {}, String(value))),
-      ))),
+      el("tbody", {}, ...rows.map((row) => el("tr", { "data-tone": row.bad ? "bad" : null }, ...row.cells.map((value) => el("td", {}, String(value)))))),
     ),
   );
 }
 
 function action(dialog, task, note) {
-  const [word, verb] = task.state === "TERMINATED" ? ["Queue again", "retry"] : ["Cancel", "cancel"];
+  const [word, verb] = task.state === "TERMINATED" ? ["Run again", "retry"] : ["Cancel", "cancel"];
   if (ENDED.has(task.state) && verb === "cancel") return null;
   const act = async () => {
     try {
