@@ -122,11 +122,18 @@ def all_presence() -> str:
 
 
 def parse(topic: str) -> Message:
-    """The parts of a topic between an agent and the hub; BadTopic if it is not one."""
-    levels = topic.split("/")
-    if levels[:2] == ["backhaul", "v1"]:
-        if len(levels) == 6 and levels[4] in ("up", "down"):
-            return Message(Agent(levels[2], levels[3]), levels[4], levels[5])
-        if len(levels) == 5 and levels[4] == "presence":
-            return Message(Agent(levels[2], levels[3]), "presence", "")
+    """The parts of a topic between an agent and the hub; BadTopic if it is not one.
+
+    Where a site's broker is the cloud's, the job of a device named `up` matches the hub's filters;
+    the reserved names tell it from an agent's topic.
+    """
+    match topic.split("/"):
+        case ["backhaul", "v1", site, name, "up" | "down" as direction, lane] if lane:
+            return Message(_agent(site, name), direction, lane)
+        case ["backhaul", "v1", site, name, "presence"]:
+            return Message(_agent(site, name), "presence", "")
     raise BadTopic(f"{topic!r} is not a topic between an agent and the hub")
+
+
+def _agent(site: str, name: str) -> Agent:
+    return Agent(check_name(site, "site"), check_agent_name(name))
