@@ -119,7 +119,7 @@ def decode(kind: type[_Signal], payload: bytes) -> _Signal:
     """The signal in a message; SignalError says what is wrong with it."""
     try:
         signal = _decoders[kind].decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SignalError(f"not a {kind.__name__} message: {error}") from None
     assert isinstance(signal, kind)
     return signal
