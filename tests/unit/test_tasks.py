@@ -85,7 +85,7 @@ def test_ids_of_several_threads_are_unique_and_each_thread_s_are_ordered() -> No
 
 
 def test_an_id_is_a_uuid_of_version_7() -> None:
-    """Its first 48 bits are the milliseconds of its birth: results are partitioned by them (RFC 9562, 5.7)."""
+    """Its first 48 bits are the milliseconds of its birth; results are partitioned by them (RFC 9562)."""
     before = time.time_ns() // 1_000_000
     made = tasks.new_id()
     after = time.time_ns() // 1_000_000
