@@ -227,6 +227,8 @@ class Agent:
             log.info("stopping")
             self._status.ready = False
             await _cancel(taking)
+            if self._uplink is not None:
+                self._uplink.beat()  # the hub should give its work to others now
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_RUNNING_S):
                     await self._runner.stop()

@@ -91,12 +91,14 @@ def _run(given: argparse.Namespace) -> int:
     from edge_agent import agent  # with numpy and ONNX Runtime, which `status` does not need
     from edge_agent.journal import errors
 
+    status = 0
     try:
         asyncio.run(agent.run(policy))
-    except errors.JournalError as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except* errors.JournalError as failed:
+        for error in failed.exceptions:
+            print(f"edge-agent: {error}", file=sys.stderr)
+        status = 1
+    return status
 
 
 def _status(given: argparse.Namespace) -> int:

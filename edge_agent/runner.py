@@ -117,8 +117,12 @@ class Runner:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def stop(self) -> None:
-        """Let what runs come to its end and its commit; what has not started stays in the journal."""
+        """Let what runs come to its end and its commit. Of what has not started, the hub's tasks are put
+        back, for others to run, and the devices' stay in the journal."""
         self._stopping = True
+        for task in self._window.take_leased():
+            self._unfinished += 1
+            await self._finishing.put(verdicts.put_back(task))
         while self._unfinished:
             self._quiet.clear()
             await self._quiet.wait()

@@ -123,6 +123,9 @@ class Status:
         return overflow.predicted_wait_s(ahead, self.items_per_s())
 
     def capacity(self) -> int:
+        """Tasks of the hub that this agent is ready to hold; none while it starts or stops."""
+        if not self.ready:
+            return 0
         return overflow.capacity(
             queued_items=self._window.device_items,
             items_per_s=self.items_per_s(),

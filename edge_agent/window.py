@@ -104,6 +104,11 @@ class Window:
         """Take a task out that has not started; False if it is not waiting here."""
         return self._batcher.cancel(task_id) is not None
 
+    def take_leased(self) -> list[records.Task]:
+        """The hub's tasks that have not started, taken out."""
+        leased = [task for task in self._tasks.values() if task.origin is records.Origin.HUB]
+        return [task for task in leased if self.remove(task.task_id)]
+
     def ended(self, task_id: bytes) -> None:
         """The task is no longer in the journal, or no longer ours."""
         task = self._tasks.pop(task_id, None)

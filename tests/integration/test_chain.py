@@ -293,3 +293,23 @@ async def test_a_restored_journal_takes_a_new_epoch(
         await synced(90)
     assert await cloud.rows("SELECT count(DISTINCT epoch) FROM agents") == [(2,)]
     assert await cloud.rows("SELECT sum(cursor - committed) FROM up_lanes") == [(0,)]
+
+
+async def test_an_agent_that_stops_puts_leased_tasks_back(cloud: Cloud, tmp_path: Path) -> None:
+    """SIGTERM gives what was leased and not started back to the queue at once, not when its leases run out."""
+    first = pool(tmp_path / "first", cloud, leases={"ahead_s": 60.0, "slots": 500}, engine={"window": 500})
+    slow = "[batching]\nmax_batch = 500\nmax_delay_ms = 60000\n"
+    manifest = tmp_path / "first" / "models" / MODEL / "model.toml"
+    manifest.write_text(manifest.read_text() + slow)
+    async with agents.running(first):
+        await until(lambda: first.ask("/status"), lambda told: bool(told and told["uplink"]["hub_reachable"]))
+        body = json.dumps({"tasks": [{"model": MODEL, **json.loads(JOB)}] * 20}).encode()
+        await curl(
+            cloud.hub,
+            *("--data-binary", "@-", "-H", "Content-Type: application/json", "/v1/tasks/batch"),
+            body=body,
+        )
+        await until(lambda: first.ask("/status"), lambda told: told["telemetry"]["queued"] == 20)
+    await cloud.until("SELECT count(*) FROM tasks WHERE state = 'QUEUED'", lambda count: count == 20)
+    states = await cloud.rows("SELECT state, error, count(*) FROM attempts GROUP BY 1, 2")
+    assert states == [("QUEUED", None, 20)]
