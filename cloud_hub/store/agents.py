@@ -50,9 +50,7 @@ async def seen(
     """Note that an agent of `place` with `epoch` gave a sign of life.
 
     A new epoch succeeds the older ones: their leases are lost, and words to them about tasks that they
-    handed over are re-addressed to it. `draining` is a property of the place and goes on. That is looked
-    after at every sight of the current epoch, so that a word that was written at the very moment of
-    the succession is found the next time.
+    handed over are re-addressed to it. `draining` is a property of the place and goes on.
     """
     cursor = await connection.execute(
         _SQL["seen"],
@@ -63,12 +61,15 @@ async def seen(
     agent_id, is_new = row
     cursor = await connection.execute(_SQL["epochs"], {"site": place.site, "name": place.name})
     *older, newest = [epoch_id for (epoch_id,) in await cursor.fetchall()]
-    if agent_id != newest or not older:
-        return Seen(agent_id, is_new, is_current=agent_id == newest)
-    return Seen(agent_id, is_new, is_current=True, outcome=await _succeed(connection, older, agent_id))
+    outcome = ends.Outcome()
+    if is_new and older:
+        outcome = await _succeed(connection, place, older, agent_id)
+    return Seen(agent_id, is_new, is_current=agent_id == newest, outcome=outcome)
 
 
-async def _succeed(connection: pool.Connection, older: list[int], heir: int) -> ends.Outcome:
+async def _succeed(
+    connection: pool.Connection, place: topics.Agent, older: list[int], heir: int
+) -> ends.Outcome:
     """Take over from older epochs: what they run is lost, what they are to be told is told to the heir."""
     them = {"agent_ids": older}
     await connection.execute(_SQL["retire"], them)
@@ -76,6 +77,9 @@ async def _succeed(connection: pool.Connection, older: list[int], heir: int) -> 
     standings = await ends.lock(connection, [task_id for (task_id,) in await cursor.fetchall()])
     lost = [s for s in standings.values() if s.lease is not None and s.lease.agent_id in older]
     outcome = await ends.settle(connection, [verdicts.lost(standing) for standing in lost])
+    await connection.execute(
+        _SQL["succeed"], {"class": outgoing.PLACES, "site": place.site, "name": place.name}
+    )
     cursor = await connection.execute(_SQL["take_undelivered"], them)
     words = [
         outgoing.Record(

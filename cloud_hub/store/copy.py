@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import pgpq
@@ -23,11 +24,15 @@ async def copy_in(connection: pool.Connection, table: str, batch: pa.RecordBatch
         return
     batch = mend(batch)
     encoder = pgpq.ArrowToPostgresBinaryEncoder(batch.schema)
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, batch.schema.names))
-    )
+    statement = _statement(table, tuple(batch.schema.names))
     async with connection.cursor() as cursor, cursor.copy(statement) as copy:
         await copy.write(encoder.write_header() + encoder.write_batch(batch) + encoder.finish())
+
+
+@functools.cache
+def _statement(table: str, columns: tuple[str, ...]) -> bytes:
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(sql.Identifier(table), names).as_bytes()
 
 
 def with_constant(batch: pa.RecordBatch, name: str, value: Any, kind: pa.DataType) -> pa.RecordBatch:

@@ -18,6 +18,9 @@ RESULTS: Final = lanes.Lane("results")
 COMMANDS: Final = lanes.Lane("commands")
 """The down lanes; the hub opens one generation of each."""
 
+PLACES: Final = 1
+"""The class of advisory locks by which a place's succession waits for words to it, and they for it."""
+
 _SQL: Final = sql.load("outgoing")
 _TO_TEXT: Final = msgspec.json.Encoder()
 
@@ -41,6 +44,8 @@ async def append(connection: pool.Connection, records: Sequence[Record]) -> froz
     """Put records at the end of their lanes; returns the agents (ids) that have something to be sent."""
     if not records:
         return frozenset()
+    if origins := {record.agent_id for record in records if record.lane == RESULTS}:
+        await connection.execute(_SQL["hold_places"], {"class": PLACES, "agent_ids": sorted(origins)})
     cursor = await connection.execute(
         _SQL["append"],
         {

@@ -111,13 +111,17 @@ async def stream(
 ) -> AsyncIterator[pa.RecordBatch]:
     """All rows, oldest task first, in batches of SCHEMA; memory is that of one batch.
 
-    Keeps its transaction open as long as it is read, but no snapshot: an export of an hour must not
-    keep dead rows of the queues from being cleared away. So rows that are recorded meanwhile may be in it.
+    Needs a connection of its own, and, unlike all else here, ends its transactions itself, one a batch: an
+    export of an hour must neither keep dead rows of the queues from being cleared away nor stand in the
+    way of a month that is to be made or dropped. So rows that are recorded meanwhile may be in it.
     """
-    await connection.execute(_SQL["patience"])
     after = None
-    while found := await _select(connection, wanted, _BY_ITEM, after, rows):
-        yield arrow.batch(SCHEMA, found)
+    while True:
+        await connection.execute(_SQL["patience"])
+        found = await _select(connection, wanted, _BY_ITEM, after, rows)
+        await connection.commit()
+        if found:
+            yield arrow.batch(SCHEMA, found)
         if len(found) < rows:
             return
         after = Position(*found[-1][:2])

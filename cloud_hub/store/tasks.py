@@ -311,6 +311,17 @@ async def requeue(connection: pool.Connection, task_ids: Sequence[bytes]) -> lis
     return letters
 
 
+async def forget(connection: pool.Connection, before: datetime, limit: int = 10_000) -> int:
+    """Delete tasks that ended before an instant, and their keys; returns how many, at most `limit`.
+
+    Result rows stay: they go by months, with `partitions.drop_before`.
+    """
+    cursor = await connection.execute(
+        _SQL["forget"], {"until": ids.lowest(before), "before": before, "limit": limit}
+    )
+    return cursor.rowcount
+
+
 async def counts(connection: pool.Connection) -> Counts:
     """Counted, not estimated: the open tasks by an index of theirs, the others by the number of all."""
     cursor = await connection.execute(_SQL["count_states"])

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from cloud_hub.store import apply, pool, results
+from cloud_hub.store import apply, partitions, pool, results
 from shared import tasks, wire
 from tests.integration import stores
 
@@ -194,3 +194,18 @@ async def test_a_stream_holds_one_batch_at_a_time(connections: pool.Pool) -> Non
     assert all(batch.schema.equals(results.SCHEMA) for batch in batches)
     keys = [(row["task_id"], row["item"]) for batch in batches for row in batch.to_pylist()]
     assert keys == sorted(keys)
+
+
+async def test_a_reader_that_takes_its_time_is_in_nobodys_way(connections: pool.Pool) -> None:
+    """While a stream is half read, months are made and dropped, and rows that come meanwhile are in it."""
+    async with connections.connection() as reader, connections.connection() as keeper:
+        agent_id = await stores.agent(keeper)
+        await apply.results(keeper, agent_id, stores.rows(tasks.new_id(), 4))
+        await keeper.commit()
+        stream = results.stream(reader, results.Filter(), rows=3)
+        first = await anext(stream)
+        await partitions.ensure(keeper, datetime(2031, 1, 1, tzinfo=UTC))
+        await partitions.drop_before(keeper, datetime(2020, 1, 1, tzinfo=UTC))
+        await apply.results(keeper, agent_id, stores.rows(tasks.new_id(), 4))
+        await keeper.commit()
+        assert first.num_rows + sum([batch.num_rows async for batch in stream]) == 8

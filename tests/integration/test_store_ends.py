@@ -341,6 +341,33 @@ async def test_a_new_epoch_takes_over(connections: pool.Pool) -> None:
         assert (current.agent_id, current.draining) == (seen.agent_id, True)
 
 
+async def test_no_word_is_lost_in_a_succession(connections: pool.Pool) -> None:
+    """A word that is being written while its origin gets a new epoch reaches that epoch, whoever is first."""
+    place = topics.Agent("lyon", "origin")
+    for epoch, word_is_first in ((2, True), (3, False)):
+        async with connections.connection() as one, connections.connection() as other:
+            old = await stores.agent(one, "origin", epoch=epoch - 1)
+            task_id = words.new_id()
+            await apply.tasks(one, old, stores.handed_over(task_id))
+            await one.commit()
+            waiting: asyncio.Task[object]
+            if word_is_first:
+                await tasks.cancel(one, [task_id])
+                waiting = asyncio.create_task(agents.seen(other, place, epoch))
+            else:
+                await agents.seen(one, place, epoch)
+                waiting = asyncio.create_task(tasks.cancel(other, [task_id]))
+            done, _ = await asyncio.wait([waiting], timeout=0.2)
+            assert not done, "the second one waits for the first"
+            await one.commit()
+            await waiting
+            await other.commit()
+            new = await stores.agent(one, "origin", epoch=epoch)
+            assert await read(one, old, "results") == []
+            assert [record["task_id"] for _, record in await read(one, new, "results")][-1:] == [task_id]
+            await lanes.acknowledged(one, new, lanes.RESULTS, 99)
+
+
 async def test_an_old_epoch_that_speaks_again_takes_nothing(connections: pool.Pool) -> None:
     """A late message of an epoch that is over is no succession: the newer one keeps its leases."""
     place = topics.Agent("lyon", "one")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -213,3 +214,28 @@ async def test_attempts_are_told_with_the_one_that_runs(connections: pool.Pool) 
         assert running.agent is not None
         assert running.agent.name == "other"
         assert running.items_done == 4
+
+
+async def test_what_ended_long_ago_is_forgotten(connections: pool.Pool) -> None:
+    """Ended tasks go with their payloads, attempts and keys, so many at a time; those that live stay."""
+    async with connections.connection() as connection:
+        agent_id = await stores.agent(connection)
+        waiting, dead, done, again = await stores.submit(connection, 4)
+        (keyed,) = await tasks.submit(connection, [stores.submission(idempotency_key="a")])
+        await stores.grant(connection, [done, again], agent_id)
+        await apply.results(connection, agent_id, stores.rows(done))
+        await apply.attempts(connection, agent_id, stores.report(done, 1, State.COMPLETED))
+        await apply.attempts(connection, agent_id, stores.report(again, 1, State.FAILED))
+        await tasks.cancel(connection, [dead, keyed.task_id])
+        await tasks.requeue(connection, [again])
+        now = datetime.now(UTC) + timedelta(seconds=1)
+        assert await tasks.forget(connection, now - timedelta(hours=1)) == 0
+        assert await tasks.forget(connection, now, limit=2) == 2
+        assert await tasks.forget(connection, now) == 1
+        left = await tasks.list_page(connection, tasks.Filter())
+        assert {task.task_id for task in left.tasks} == {waiting, again}
+        assert await stores.scalar(connection, b"SELECT count(*) FROM payloads") == 2
+        (fresh,) = await tasks.submit(connection, [stores.submission(idempotency_key="a")])
+        assert not fresh.repeated
+        assert await stores.scalar(connection, b"SELECT count(*) FROM attempts") == 1
+        assert (await results.of_task(connection, done)).num_rows == 1

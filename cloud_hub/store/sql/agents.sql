@@ -25,6 +25,11 @@ UPDATE agents SET online = false WHERE agent_id = ANY (%(agent_ids)s::int[]) AND
 -- Tasks whose leases these agents hold.
 SELECT task_id FROM leases WHERE agent_id = ANY (%(agent_ids)s::int[]) ORDER BY task_id;
 
+-- name: succeed
+-- Words to the older epochs that are just being written are waited for, and those that are about to be
+-- will find the new epoch: see outgoing.sql, hold_places.
+SELECT pg_advisory_xact_lock(%(class)s, hashtext(%(site)s::text || '/' || %(name)s::text));
+
 -- name: take_undelivered
 -- What still waits for these agents, taken off their lanes, in its order.
 WITH taken AS (DELETE FROM outgoing WHERE agent_id = ANY (%(agent_ids)s::int[]) RETURNING *)

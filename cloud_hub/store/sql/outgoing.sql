@@ -1,3 +1,11 @@
+-- name: hold_places
+-- While a word to these agents is written, nobody succeeds them: see agents.sql, succeed.
+SELECT pg_advisory_xact_lock_shared(%(class)s, hashtext(place))
+FROM (
+    SELECT DISTINCT site || '/' || name AS place FROM agents
+    WHERE agent_id = ANY (%(agent_ids)s::int[]) ORDER BY place
+) AS places;
+
 -- name: append
 -- Number records at the end of their lanes and put them there. A word about a task (lane `results`) goes
 -- to its agent's current epoch. The upsert locks each lane until the commit, so that numbers are

@@ -77,6 +77,22 @@ UPDATE tasks SET
     state = 'QUEUED', reason = NULL, error = NULL, finished_at = NULL, deadline_at = NULL, failures = 0
 WHERE task_id = ANY (%(task_ids)b::uuid[]) AND state = 'TERMINATED';
 
+-- name: forget
+-- Ended tasks of long ago, with all that belongs to them but their result rows.
+WITH old AS (
+    SELECT task_id, idempotency_key FROM tasks
+    WHERE task_id < %(until)s AND finished_at < %(before)s
+    ORDER BY task_id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+),
+without_payload AS (DELETE FROM payloads p USING old WHERE p.task_id = old.task_id),
+without_attempts AS (DELETE FROM attempts a USING old WHERE a.task_id = old.task_id),
+without_key AS (
+    DELETE FROM idempotency_keys k USING old WHERE k.key = old.idempotency_key AND k.task_id = old.task_id
+)
+DELETE FROM tasks t USING old WHERE t.task_id = old.task_id;
+
 -- name: count_states
 -- The many that are completed are those that are left of all.
 WITH open AS (
