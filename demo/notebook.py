@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,7 +67,7 @@ class Notebook:
         self.replied: Counter[str] = Counter()
         """Jobs with a reply by site."""
         self._cut_since: dict[str, float] = {}
-        self._settled = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def outstanding(self) -> int:
@@ -77,7 +78,7 @@ class Notebook:
         """Note a job that is about to be published."""
         job = self.jobs[key] = Job(key, site, device, label, now)
         self.published[site] += 1
-        self._settled.clear()
+        self._changed.set()
         return job
 
     def reply(self, correlation: bytes | None, body: bytes, now: float) -> None:
@@ -98,8 +99,7 @@ class Notebook:
         cut_since = self._cut_since.get(job.site)
         job.offline = cut_since is not None and job.published_at >= cut_since
         self.replied[job.site] += 1
-        if not self.outstanding:
-            self._settled.set()
+        self._changed.set()
 
     def cut(self, site: str, now: float) -> None:
         """`site` has lost its link to the cloud."""
@@ -111,5 +111,10 @@ class Notebook:
 
     async def settled(self) -> None:
         """Return as soon as every job published so far has its reply."""
-        while self.outstanding:
-            await self._settled.wait()
+        await self.until(lambda: not self.outstanding)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return as soon as `condition`, of what is noted here, holds."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()

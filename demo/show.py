@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from demo import background, books, report, scene, system
-from demo.cameras import Line
-from demo.notebook import Notebook
+from demo import background, report, scene, system
+from demo.floor import Floor
 from demo.phases import Act, Phase, plan
-from demo.tap import Tap
 from demo.view import View
 
 LOOK_EVERY_S: Final = 0.5
-SETTLE_TIMEOUT_S: Final = 60.0
-"""How long the last jobs and records may take: an agent that was cut off tries again with growing pauses."""
 BURST_S: Final = 1.5
 BURST_WORK_S: Final = 3.0
 """A burst is so many seconds of its site's work, and comes within BURST_S."""
@@ -53,21 +49,7 @@ class Show:
         self._view = view
         self._busy, self._remote = list(whole.sites)[:2]
         self._phases = plan(script.duration_s, self._busy, self._remote)
-        self._notebook = Notebook()
-        self._lines = {
-            site.name: Line(
-                site.name,
-                system.MODEL,
-                site.address,
-                self._notebook,
-                cameras=script.cameras,
-                seed=script.seed + number,
-            )
-            for number, site in enumerate(whole.sites.values())
-        }
-        self._tap = Tap(whole.cloud_address)
-        self._scene: scene.Scene | None = None
-        self._looked = asyncio.Event()
+        self._floor = Floor(whole, rate_per_s=script.rate_per_s, cameras=script.cameras, seed=script.seed)
         self._ends_at = 0.0
 
     async def run(self) -> report.Report:
@@ -75,25 +57,15 @@ class Show:
 
         Raises `Failed` when a part of the system ends by itself.
         """
-        lines = self._lines.values()
-        rate = self._script.rate_per_s
-        async with background.beside(self._tap.run(), self._watch(), *(line.run(rate) for line in lines)):
-            await asyncio.gather(*(camera.ready() for line in lines for camera in line.cameras))
-            start = time.monotonic()
-            self._ends_at = start + self._script.duration_s
+        async with self._floor.at_work(), background.beside(self._watch()):
+            self._ends_at = time.monotonic() + self._script.duration_s
             for phase in self._phases:
                 await self._play(phase)
-            for line in lines:
-                line.stop()
             self._view.say("the cameras have stopped; waiting for the last replies and records")
-            await self._settle()
-            devices = [camera.device for line in lines for camera in line.cameras]
-            return report.make(
-                self._notebook,
-                await books.read(self._whole.dsn, devices),
-                duration_s=time.monotonic() - start,
-                bytes_per_result=self._tap.bytes_per_row,
-            )
+            self._floor.stop()
+            if left := await self._floor.settle():
+                self._view.say("not at rest: " + "; ".join(left))  # what it means, the books say
+            return await self._floor.balance()
 
     async def _play(self, phase: Phase) -> None:
         ends_at = time.monotonic() + phase.seconds
@@ -102,14 +74,14 @@ class Show:
             await self._burst(min(BURST_S, phase.seconds / 2))
         elif phase.act is Act.CUT:
             self._whole.sites[self._remote].relay.cut()
-            self._notebook.cut(self._remote, time.monotonic())
+            self._floor.notebook.cut(self._remote, time.monotonic())
         elif phase.act is Act.DRAIN:
-            self._notebook.healed(self._remote)
+            self._floor.notebook.healed(self._remote)
             await self._whole.sites[self._remote].relay.heal()
         await asyncio.sleep(max(0.0, ends_at - time.monotonic()))
 
     async def _burst(self, seconds: float) -> None:
-        line = self._lines[self._busy]
+        line = self._floor.lines[self._busy]
         pictures = await line.draw(self._script.burst or await self._burst_jobs())
         await line.burst(pictures, seconds)
 
@@ -119,20 +91,6 @@ class Show:
         speed = max((model["items_per_s"] for model in told["models"]), default=0.0) if told else 0.0
         return min(max(round(speed * BURST_WORK_S), BURST_JOBS.start), BURST_JOBS.stop)
 
-    async def _settle(self) -> None:
-        """Wait until every job has its reply and nothing is under way, or for SETTLE_TIMEOUT_S."""
-        try:
-            async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                await self._notebook.settled()
-                while True:
-                    self._looked.clear()
-                    await self._looked.wait()
-                    if self._scene is not None and not self._scene.under_way:
-                        return
-        except TimeoutError:
-            left = self._scene.under_way if self._scene is not None else []
-            self._view.say("not at rest: " + "; ".join(left))  # what it means, the books say
-
     async def _watch(self) -> None:
         """Look at everything, show it, and make sure that all parts run."""
         while True:
@@ -140,9 +98,8 @@ class Show:
                 if not part.running:
                     raise Failed(f"{part.name} has ended\n{tail(part.log)}")
             begun = time.monotonic()
-            self._scene = await scene.look(self._whole, self._notebook)
-            self._looked.set()
-            self._view.show(self._scene, max(0.0, self._ends_at - time.monotonic()))
+            seen = await scene.look(self._whole, self._floor.notebook)
+            self._view.show(seen, max(0.0, self._ends_at - time.monotonic()))
             await asyncio.sleep(max(0.0, begun + LOOK_EVERY_S - time.monotonic()))
 
 
