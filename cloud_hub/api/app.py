@@ -20,6 +20,7 @@ from cloud_hub.api import (
     results,
     snapshots,
     submissions,
+    submit,
     tasks,
 )
 from cloud_hub.dashboard import pages, sse
@@ -85,6 +86,7 @@ def create(
     hub.registry.register(app.state.fleet_metrics)
     problems.install(app)
     for router in (
+        submit.router,
         tasks.router,
         results.router,
         fleet.router,

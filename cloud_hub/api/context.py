@@ -142,10 +142,15 @@ class Hub:
         return max(0.0, time.monotonic() - member.heard), member.telemetry
 
 
-async def of(request: Request) -> Hub:
+def of(request: Request) -> Hub:
+    """The hub behind the app that got this request."""
     hub = request.app.state.hub
     assert isinstance(hub, Hub)
     return hub
 
 
-Dependency: TypeAlias = Annotated[Hub, Depends(of)]
+async def _dependency(request: Request) -> Hub:
+    return of(request)  # in the loop: FastAPI would call a plain function in a thread
+
+
+Dependency: TypeAlias = Annotated[Hub, Depends(_dependency)]

@@ -1,4 +1,4 @@
-"""From the body of a request to submissions: checked, complete, or refused with all that is wrong.
+"""From the body of a request to jobs: checked, complete, or refused with all that is wrong.
 
 A batch is many tasks in one body: JSON `{"tasks": [...]}`, each as a single JSON task would be, or an
 Arrow IPC stream with one row a task. It is taken whole or not at all.
@@ -6,14 +6,13 @@ Arrow IPC stream with one row a task. It is taken whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
 from cloud_hub.api import problems
-from cloud_hub.store import tasks as task_store
 from shared import arrow_stream, jobs, topics
 
 MAX_FAULTS: Final = 100
@@ -26,8 +25,6 @@ METADATA: Final = tuple(field.name for field in msgspec.structs.fields(jobs.Meta
 """The names of the metadata: fields of JSON, columns of an Arrow batch."""
 
 _SAID: Final = ("model", "model_name", "device", *METADATA)
-
-Tag = Callable[[jobs.Job], float]
 
 
 class _Batch(msgspec.Struct):
@@ -45,22 +42,29 @@ class Raw(NamedTuple):
     """Metadata beside the body."""
 
 
+class Taken(NamedTuple):
+    """A job that may become a task."""
+
+    job: jobs.Job
+    device: str | None
+
+
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bad JSON, bad UTF-8 and bottomless nesting."""
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _batch: Final = msgspec.json.Decoder(_Batch)
 
 
-def one(raw: Raw, tag: Tag, max_bytes: int) -> task_store.Submission:
-    """The submission in one task. Raises Problem REJECTED."""
+def one(raw: Raw, max_bytes: int) -> Taken:
+    """The job in one task. Raises Problem REJECTED."""
     try:
-        return _submission(raw, tag, max_bytes)
+        return _take(raw, max_bytes)
     except jobs.Rejected as wrong:
         raise problems.Problem(problems.REJECTED, str(wrong), where=wrong.field) from None
 
 
-def batch(
-    body: bytes, content_type: str, tag: Tag, *, max_tasks: int, max_bytes: int
-) -> list[task_store.Submission]:
-    """The submissions in a batch, in its order. Raises Problem REJECTED with the faults of all its tasks."""
+def batch(body: bytes, content_type: str, *, max_tasks: int, max_bytes: int) -> list[Taken]:
+    """The jobs in a batch, in its order. Raises Problem REJECTED with the faults of all its tasks."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind in UNSAID:
         kind = jobs.sniff(body)
@@ -74,10 +78,10 @@ def batch(
             f"a batch is {jobs.JSON} or {jobs.ARROW}, not {kind or 'of an unknown kind'}",
             where="content-type",
         )
-    submissions, faults, failed = [], [], 0
+    taken, faults, failed = [], [], 0
     for place, raw in enumerate(raws):
         try:
-            submissions.append(_submission(raw, tag, max_bytes))
+            taken.append(_take(raw, max_bytes))
         except jobs.Rejected as wrong:
             failed += 1
             if failed <= MAX_FAULTS:
@@ -85,16 +89,16 @@ def batch(
     if failed:
         raise problems.Problem(
             problems.REJECTED,
-            f"{failed} of {failed + len(submissions)} tasks cannot be taken, so none of them was stored; "
+            f"{failed} of {failed + len(taken)} tasks cannot be taken, so none of them was stored; "
             f"the first: {faults[0][0]}: {faults[0][1]}",
             faults=faults,
         )
-    if not submissions:
+    if not taken:
         raise problems.Problem(problems.REJECTED, "the batch has no tasks", where="tasks")
-    return submissions
+    return taken
 
 
-def _submission(raw: Raw, tag: Tag, max_bytes: int) -> task_store.Submission:
+def _take(raw: Raw, max_bytes: int) -> Taken:
     kind = raw.content_type.partition(";")[0].strip().lower()
     if kind in UNSAID:
         kind = jobs.sniff(raw.body)
@@ -113,12 +117,7 @@ def _submission(raw: Raw, tag: Tag, max_bytes: int) -> task_store.Submission:
             topics.check_name(device, "device")
         except topics.BadTopic as wrong:
             raise jobs.Rejected(str(wrong), "device") from None
-    try:
-        job = jobs.parse(model, raw.body, kind or None, beside, max_payload=max_bytes)
-    except UnicodeDecodeError as error:
-        raise jobs.Rejected(f"the JSON body is not UTF-8: {error}") from None
-    _storable(job.metadata)
-    return task_store.Submission(job=job, tag=tag(job), device=device)
+    return Taken(jobs.parse(model, raw.body, kind or None, beside, max_payload=max_bytes), device)
 
 
 def _agree(*names: str | None) -> str | None:
@@ -129,17 +128,10 @@ def _agree(*names: str | None) -> str | None:
     return named.pop() if named else None
 
 
-def _storable(metadata: jobs.Metadata) -> None:
-    """PostgreSQL keeps no zero byte in a text; found here, the fault can be named."""
-    for field in ("idempotency_key", "traceparent", "response_topic", "correlation"):
-        if "\0" in (getattr(metadata, field) or ""):
-            raise jobs.Rejected(f"{field} contains a zero byte", field)
-
-
 def _json_tasks(body: bytes, max_tasks: int) -> Iterator[Raw]:
     try:
         found = _batch.decode(body).tasks
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise problems.Problem(
             problems.REJECTED, f'the body is not {{"tasks": [...]}}: {error}', where="tasks"
         ) from None
@@ -195,7 +187,7 @@ def _said(body: bytes) -> dict[str, Any]:
     try:
         fields = _fields.decode(body)
         said = {name: msgspec.json.decode(fields[name]) for name in _SAID if name in fields}
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise jobs.Rejected(f"the JSON body cannot be read: {error}") from None
     for name in ("model", "model_name", "device"):
         if not isinstance(said.get(name), str | None):
