@@ -1,7 +1,6 @@
 """The plans of the hot statements, on a database that nobody has analyzed, and on one that was."""
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -85,8 +84,6 @@ OTHERS = [
 def filled(postgres: servers.Postgres, request: pytest.FixtureRequest) -> Iterator[str]:
     """A store with many tasks in all states, with and without statistics, and with some that mislead."""
     with psycopg.connect(postgres.dsn, autocommit=True) as admin:
-        if admin.info.server_version < 160_000:
-            pytest.skip("EXPLAIN (GENERIC_PLAN) came with PostgreSQL 16")
         admin.execute("CREATE DATABASE plans")
         try:
             dsn = postgres.dsn_of("plans")
@@ -118,8 +115,8 @@ async def connection(filled: str) -> AsyncIterator[pool.Connection]:
         yield connection
 
 
-def numbered(block: bytes) -> bytes:
-    """A block with `$1` for its first parameter and so on, as a server sees it."""
+async def plan(connection: pool.Connection, block: bytes) -> dict[str, Any]:
+    """The plan that our connections use: made once, for any values of the parameters."""
     names: list[bytes] = []
 
     def number(match: re.Match[bytes]) -> bytes:
@@ -128,18 +125,14 @@ def numbered(block: bytes) -> bytes:
             names.append(name)
         return b"$%d" % (names.index(name) + 1)
 
-    return re.sub(rb"%\((\w+)\)[sb]", number, block).replace(b"%%", b"%")
-
-
-async def plan(connection: pool.Connection, block: bytes) -> dict[str, Any]:
-    """The plan that the server makes for any values of the parameters, as it does for ours."""
-    cursor = await connection.execute(
-        b"EXPLAIN (GENERIC_PLAN, FORMAT JSON) " + numbered(block).replace(b"%", b"%%"), prepare=False
-    )
+    statement = re.sub(rb"%\((\w+)\)[sb]", number, block)
+    await connection.execute(b"PREPARE explained AS " + statement, prepare=False)
+    values = b"(" + b", ".join([b"NULL"] * len(names)) + b")" if names else b""
+    cursor = await connection.execute(b"EXPLAIN (FORMAT JSON) EXECUTE explained" + values, prepare=False)
     row = await cursor.fetchone()
     assert row is not None
-    (only,) = row[0] if isinstance(row[0], list) else json.loads(row[0])
-    return dict(only["Plan"])
+    await connection.execute("DEALLOCATE explained")
+    return dict(row[0][0]["Plan"])
 
 
 def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

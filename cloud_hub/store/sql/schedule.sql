@@ -1,7 +1,11 @@
 -- name: ripen
--- Failed tasks that have waited long enough.
-UPDATE tasks SET not_before = NULL
-WHERE state = 'QUEUED' AND not_before IS NOT NULL AND not_before <= now();
+-- Failed tasks that have waited long enough; one that somebody holds will be seen the next time.
+WITH ripe AS (
+    SELECT task_id FROM tasks
+    WHERE state = 'QUEUED' AND not_before IS NOT NULL AND not_before <= now()
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE tasks t SET not_before = NULL FROM ripe WHERE t.task_id = ripe.task_id;
 
 -- name: candidates
 -- The heads of the queues: every pair of model and queue is found by one probe of the index, its first
