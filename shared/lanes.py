@@ -35,10 +35,13 @@ BACKLOG_SHARE: Final = 4
 """While live records flow, one batch in so many may be of a backlog."""
 
 ACK_TIMEOUT_S: Final = 5.0
-"""Without an acknowledgement for so long, a sender sends again. Doubled each time, and longer on a
-link that was seen to be slow, up to ACK_TIMEOUT_CAP_S."""
+"""Without an acknowledgement for so long, a sender sends again."""
 
 ACK_TIMEOUT_CAP_S: Final = 60.0
+"""Up to here the time-out doubles while nobody answers."""
+
+PATIENCE_CAP_S: Final = 300.0
+"""Up to here it follows a link that was seen to be slow: some minutes for a large record."""
 
 
 class Lane(NamedTuple):
@@ -165,8 +168,8 @@ class Sender:
     def delivered(self, now: float) -> None:
         """The broker has taken a batch from us: what is in flight has the whole time-out from now.
 
-        So the minutes that a large batch takes on a thin link are not taken for a loss. Optional:
-        without it the time-out adapts to the link, at the price of some batches sent twice.
+        So the time that a batch takes on a thin link is not taken for a loss. Optional: without it
+        the time-out follows the link all the same, at the price of batches sent twice.
         """
         if self._due is not None:
             self._due = now + self._timeout_s
@@ -212,7 +215,7 @@ class Sender:
         """True if no acknowledgement came in time and the lane rewound to its cursor."""
         if self._due is None or now < self._due:
             return False
-        self._timeout_s = min(self._timeout_s * 2, ACK_TIMEOUT_CAP_S)
+        self._timeout_s = max(self._timeout_s, min(self._timeout_s * 2, ACK_TIMEOUT_CAP_S))
         self._rewind()
         self._rewound_to = None
         self._probing = True
@@ -231,7 +234,7 @@ class Sender:
         progress is known even where batches went twice, unlike a round trip (RFC 6298, Karn).
         """
         waited = 0.0 if self._waiting_since is None else now - self._waiting_since
-        self._timeout_s = max(ACK_TIMEOUT_S, min(2 * waited, ACK_TIMEOUT_CAP_S))
+        self._timeout_s = max(ACK_TIMEOUT_S, min(2 * waited, PATIENCE_CAP_S))
         self._waiting_since = now if self._in_flight else None
 
     def _rewind(self) -> None:

@@ -430,8 +430,7 @@ def drive(sender: lanes.Sender, batch_s: float, *, says_delivered: bool = False)
             sends += 1
             assert sends < 1000, "the link fills faster than it empties"
         arrival = queue[0][0] if queue else float("inf")
-        waiting = says_delivered and queue  # a caller that knows what is under way looks at no clock
-        if sender.due is not None and sender.due < arrival and not waiting:
+        if sender.due is not None and sender.due < arrival:
             now = sender.due
             assert sender.tick(now)
             continue
@@ -450,16 +449,16 @@ def test_a_good_link_carries_every_batch_once(batch_s: float) -> None:
     assert drive(lanes.Sender(numbered=1000), batch_s) == 100
 
 
-@pytest.mark.parametrize("batch_s", [5.5, 8.0, 20.0, 25.0])
+@pytest.mark.parametrize("batch_s", [5.5, 8.0, 20.0, 64.0, 120.0])
 def test_a_thin_link_does_not_choke_on_its_own_repetitions(batch_s: float) -> None:
     """Where each batch takes longer than the time-out, the time-out learns, and some are sent twice."""
-    assert drive(lanes.Sender(numbered=1000), batch_s) <= 250
+    assert drive(lanes.Sender(numbered=1000), batch_s) <= 300
 
 
-@pytest.mark.parametrize("batch_s", [8.0, 64.0, 600.0])
-def test_a_sender_that_is_told_of_deliveries_repeats_nothing(batch_s: float) -> None:
-    """Time under way is not silence of the receiver, however thin the link."""
-    assert drive(lanes.Sender(numbered=1000), batch_s, says_delivered=True) == 100
+@pytest.mark.parametrize("batch_s", [4.9, 8.0, 64.0, 120.0])
+def test_a_sender_that_is_told_of_deliveries_repeats_little(batch_s: float) -> None:
+    """Time under way is not silence of the receiver: after the first batches nothing is sent twice."""
+    assert drive(lanes.Sender(numbered=1000), batch_s, says_delivered=True) <= 115
 
 
 def test_a_delivery_gives_the_receiver_the_whole_time_out() -> None:
@@ -473,7 +472,7 @@ def test_a_delivery_gives_the_receiver_the_whole_time_out() -> None:
 
 
 def test_the_time_out_follows_the_link() -> None:
-    """It is twice the time since the last progress, between 5 and 60 seconds."""
+    """It is twice the time since the last progress, between 5 seconds and 5 minutes."""
     sender = sending(5)
     sender.acknowledge(10, now=10.0)
     assert sender.due == 10.0 + 20.0
@@ -482,8 +481,11 @@ def test_the_time_out_follows_the_link() -> None:
     sender.acknowledge(30, now=23.0)
     assert sender.due == 23.0 + 5.0
     sender.acknowledge(40, now=4000.0)
-    assert sender.due == 4000.0 + 60.0
-    sender.acknowledge(50, now=4100.0)
+    assert sender.due == 4000.0 + 300.0
+    assert sender.tick(now=4300.0)
+    send(sender, 1, now=4300.0)
+    assert sender.due == 4300.0 + 300.0, "what was learned is no shorter for a time-out"
+    sender.acknowledge(50, now=4400.0)
     send(sender, 2, now=9000.0)
     sender.acknowledge(60, now=9001.0)
     assert sender.due == 9001.0 + 5.0, "time without anything in flight is no silence"
