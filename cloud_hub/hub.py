@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from cloud_hub import events, fleet, gateway, hot, leases, metrics, news, settings
 from cloud_hub.api import app, context, submissions
 from cloud_hub.scheduler import scheduler
-from cloud_hub.store import migrate, partitions, pool
+from cloud_hub.store import migrate, partitions, pool, tasks
 from shared import backoff, jobs, link, topics
 
 log: Final = logging.getLogger(__name__)
@@ -121,12 +121,16 @@ class Hub:
         self._scheduler.wake()
 
     async def _keep_house(self) -> None:
-        """Partitions for the months to come, and those past their time dropped whole."""
+        """Partitions for the months to come; what is past its time goes, results by whole months."""
         while True:
             now = datetime.now(UTC)
             try:
                 async with self._connections.connection() as connection:
                     await partitions.ensure(connection, now)
+                    if self._policy.retention.tasks_days:
+                        oldest = now - timedelta(days=self._policy.retention.tasks_days)
+                        while await tasks.forget(connection, oldest):
+                            await connection.commit()
                     if self._policy.retention.results_months:
                         oldest = now - timedelta(days=31 * self._policy.retention.results_months)
                         for name in await partitions.drop_before(connection, oldest):

@@ -55,6 +55,8 @@ class Retention(_Section, frozen=True):
 
     results_months: int = 0
     """Whole months of results to keep; 0 keeps all."""
+    tasks_days: int = 30
+    """Days for which ended tasks are kept, with their idempotency keys; 0 keeps all."""
 
 
 class Settings(_Section, frozen=True):
