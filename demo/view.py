@@ -36,10 +36,11 @@ class View(Protocol):
 
 
 class Lines:
-    """Plain lines, for a log."""
+    """Plain lines, for a log; every `every_s` seconds, unless nothing has changed."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, every_s: float = LINE_EVERY_S) -> None:
         self._console = console
+        self._every_s = every_s
         self._start = time.monotonic()
         self._shown = float("-inf")
         self._lines: list[str] = []
@@ -52,7 +53,7 @@ class Lines:
 
     def show(self, scene: Scene, left_s: float) -> None:
         lines = [_line(agent) for agent in scene.agents]
-        if (now := time.monotonic()) - self._shown < LINE_EVERY_S or lines == self._lines:
+        if (now := time.monotonic()) - self._shown < self._every_s or lines == self._lines:
             return
         self._shown, self._lines = now, lines
         for line in lines:

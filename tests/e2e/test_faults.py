@@ -11,6 +11,7 @@ import functools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -105,6 +106,11 @@ async def link_cut(whole: system.System) -> None:
     await relay.heal()
 
 
+async def site_broker_restarted(whole: system.System) -> None:
+    """The broker between the cameras and their agent is restarted."""
+    await whole.sites[BUSY].broker.restart()
+
+
 FAULTS = (
     agent_killed,
     hub_killed,
@@ -115,6 +121,7 @@ FAULTS = (
     redis_emptied,
     redis_killed,
     link_cut,
+    site_broker_restarted,
 )
 
 
@@ -126,7 +133,10 @@ async def day_with(fault: Fault, home: Path) -> report.Report:
             with contextlib.suppress(TimeoutError):  # the books then say what did not come
                 async with asyncio.timeout(WORK_S):
                     await work(floor, functools.partial(fault, whole))
-            return await floor.close(REST_S)
+            outcome = await floor.close(REST_S)
+            dead = [part.name for part in whole.parts if not part.running]
+            assert not dead, logs(home)
+            return outcome
 
 
 async def work(floor: Floor, fault: Callable[[], Awaitable[None]]) -> None:
@@ -155,3 +165,24 @@ async def test_nothing_is_lost_and_nothing_doubled(fault: Fault, home: Path) -> 
     assert outcome.lost == outcome.duplicates_in_store == outcome.failed == outcome.rejected == 0
     assert outcome.published == outcome.replied == outcome.results_in_store
     assert outcome.overflowed > 0
+
+
+async def test_a_site_starts_cold_without_the_cloud(home: Path) -> None:
+    """An agent that dies while it is cut off comes back alone, goes on replying, and syncs when it can."""
+    async with system.System(home) as whole:
+        floor, site = Floor(whole, rate_per_s=10.0), whole.sites[BUSY]
+        async with floor.at_work():
+            notebook = floor.notebook
+            async with asyncio.timeout(WORK_S):
+                await notebook.until(lambda: notebook.replied[BUSY] >= BEFORE)
+                site.relay.cut()
+                await site.agent.kill()
+                await site.agent.start()
+                notebook.cut(BUSY, time.monotonic())
+                so_far = notebook.replied[BUSY]
+                await notebook.until(lambda: notebook.replied[BUSY] >= so_far + AFTER)
+                notebook.healed(BUSY)
+                await site.relay.heal()
+            outcome = await floor.close(REST_S)
+    assert outcome.problems == [], logs(home)
+    assert outcome.replied_while_offline > 0
