@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
@@ -111,28 +112,31 @@ class Hub:
     """Whether Redis is there; None: none is used."""
     registry: prometheus_client.CollectorRegistry
 
-    bodies: bodies.Bodies = field(init=False)
-    waits: Gate = field(init=False)
-    exports: Gate = field(init=False)
-    watchers: Gate = field(init=False)
+    @cached_property
+    def bodies(self) -> bodies.Bodies:
+        return bodies.Bodies(self.settings.max_bodies_bytes)
 
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("bodies", bodies.Bodies(self.settings.max_bodies_bytes)),
-            ("waits", Gate(self.settings.max_waits, "waiting for a task")),
-            ("exports", Gate(self.settings.max_exports, "reading results as a stream")),
-            ("watchers", Gate(self.settings.max_watchers, "watching events")),
-        ):
-            object.__setattr__(self, name, value)
+    @cached_property
+    def waits(self) -> Gate:
+        return Gate(self.settings.max_waits, "waiting for a task")
+
+    @cached_property
+    def exports(self) -> Gate:
+        return Gate(self.settings.max_exports, "reading results as a stream")
+
+    @cached_property
+    def watchers(self) -> Gate:
+        return Gate(self.settings.max_watchers, "watching events")
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[pool.Connection]:
         """A connection to PostgreSQL and a transaction on it, committed when the block is left."""
-        async with (
-            self.database.connection(timeout=self.settings.database_wait_s) as connection,
-            connection.transaction(),
-        ):
+        async with self.lend() as connection, connection.transaction():
             yield connection
+
+    def lend(self) -> AbstractAsyncContextManager[pool.Connection]:
+        """A connection to PostgreSQL for one who ends its transactions himself."""
+        return self.database.connection(timeout=self.settings.database_wait_s)
 
     def heard_s(self, agent: topics.Agent, epoch: int) -> tuple[float, signals.Telemetry | None] | None:
         """How long ago (s) this hub heard of that epoch of an agent, and what; None if it never did."""

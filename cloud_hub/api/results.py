@@ -146,7 +146,7 @@ async def of_task(
 async def _export(hub: context.Hub, wanted: result_store.Filter) -> AsyncIterator[AsyncIterator[bytes]]:
     """The chunks of an Arrow stream of all results; the connection is held until the client has read them."""
     with hub.exports.enter():
-        async with hub.connection() as connection, aclosing(_batches(connection, wanted)) as batches:
+        async with hub.lend() as connection, aclosing(_batches(connection, wanted)) as batches:
             first = await anext(batches, None)  # an error shows here, while it can still be answered
             async with aclosing(_arrow(first, batches)) as chunks:
                 yield chunks

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -15,6 +16,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from cloud_hub.api import context
 from cloud_hub.store import agents, apply, schedule
 from cloud_hub.store import tasks as task_store
+from demo import servers
 from shared import tasks, topics, wire
 from tests.integration import api_server
 from tests.integration.api_server import PRESS_A, Served, join, model, record, results, telemetry
@@ -211,6 +213,23 @@ async def test_a_lost_connection_is_plain_and_mends_by_itself(hub: Served, brows
         await expect(page.locator("#banner")).to_be_hidden()
         await expect(page.locator("tr.agent")).to_have_count(2)
     server.close()
+
+
+async def test_figures_that_grow_old_say_so(tmp_path: Path, browser: Browser) -> None:
+    """While the hub is there and PostgreSQL is not, the page shows that, and how old its figures are."""
+    async with (
+        servers.Postgres(tmp_path / "postgres") as postgres,
+        api_server.serving(postgres.dsn, context.Settings(database_wait_s=1)) as hub,
+        opened(browser, hub.url) as watched,
+    ):
+        page = watched.page
+        await postgres.stop()
+        await expect(page.locator("#parts")).to_contain_text("PostgreSQL cannot be reached", timeout=20_000)
+        await expect(page.locator("#stream-text")).to_have_text("Waiting", timeout=20_000)
+        await expect(page.locator("#banner")).to_contain_text("cannot read its database. What is shown is")
+        await postgres.start()
+        await expect(page.locator("#stream-text")).to_have_text("Live", timeout=20_000)
+        await expect(page.locator("#banner")).to_be_hidden()
 
 
 # What can be done

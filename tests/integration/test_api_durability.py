@@ -59,7 +59,9 @@ async def test_what_was_answered_202_survives_kill_9(database: str) -> None:
     answered: dict[str, str] = {}
     unanswered: list[str] = []
 
-    async def keep_submitting(client: httpx.AsyncClient, numbers: Iterator[int], kill: asyncio.Event) -> None:
+    async def keep_submitting(
+        hub: asyncio.subprocess.Process, client: httpx.AsyncClient, numbers: Iterator[int]
+    ) -> None:
         while True:
             key = f"part-{next(numbers)}"
             task_id = await submit(client, key)
@@ -67,17 +69,14 @@ async def test_what_was_answered_202_survives_kill_9(database: str) -> None:
                 unanswered.append(key)
                 return
             answered[key] = task_id
-            if len(answered) >= ENOUGH:
-                kill.set()
+            if len(answered) == ENOUGH:
+                hub.send_signal(signal.SIGKILL)  # at once, while the groups after it are on their way
 
-    kill = asyncio.Event()
     async with process(database) as (hub, url), httpx.AsyncClient(base_url=url, timeout=30) as client:
         numbers = count()
         async with asyncio.TaskGroup() as clients:
             for _ in range(CLIENTS):
-                clients.create_task(keep_submitting(client, numbers, kill))
-            await kill.wait()
-            hub.send_signal(signal.SIGKILL)
+                clients.create_task(keep_submitting(hub, client, numbers))
     assert len(answered) >= ENOUGH
     assert unanswered
     assert set(answered.values()) <= _stored(database)

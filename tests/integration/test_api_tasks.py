@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cloud_hub.api import context
+from cloud_hub.api import tasks as task_api
 from cloud_hub.store import tasks as task_store
 from shared import tasks
 from tests.integration import api_server
@@ -24,8 +25,9 @@ async def hub(database: str) -> AsyncIterator[Served]:
 # Looking
 
 
-async def test_a_wait_ends_with_the_task(hub: Served) -> None:
+async def test_a_wait_ends_with_the_task(hub: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a task has the answer as soon as it has ended, without polling for it."""
+    monkeypatch.setattr(task_api, "POLL_S", 60)
     task_id = await hub.submit()
     waiting = asyncio.create_task(hub.client.get(f"/v1/tasks/{task_id}", params={"wait": 30}))
     while not hub.app.state.hub.waits.inside:  # noqa: ASYNC110
@@ -33,7 +35,7 @@ async def test_a_wait_ends_with_the_task(hub: Served) -> None:
     began = time.monotonic()
     await hub.client.post(f"/v1/tasks/{task_id}/cancel")
     answer = await waiting
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 10
     assert (answer.json()["state"], answer.json()["reason"]) == ("TERMINATED", "cancelled")
 
 
@@ -45,7 +47,7 @@ async def test_a_wait_notices_an_end_that_nobody_told_of(hub: Served) -> None:
         await task_store.cancel(connection, [tasks.parse_id(task_id)])
     began = time.monotonic()
     assert (await waiting).json()["state"] == "TERMINATED"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 async def test_a_wait_has_an_end(hub: Served) -> None:
@@ -54,11 +56,14 @@ async def test_a_wait_has_an_end(hub: Served) -> None:
     began = time.monotonic()
     answer = await hub.client.get(f"/v1/tasks/{task_id}", params={"wait": 0.3})
     assert answer.json()["state"] == "QUEUED"
-    assert 0.3 <= time.monotonic() - began < 1.5
+    assert 0.3 <= time.monotonic() - began < 10
 
 
-async def test_waits_are_bounded_and_end_when_the_hub_stops(database: str) -> None:
+async def test_waits_are_bounded_and_end_when_the_hub_stops(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More waits than the limit are refused with 429; a stopping hub answers those that wait at once."""
+    monkeypatch.setattr(task_api, "POLL_S", 60)
     async with api_server.serving(database, context.Settings(max_waits=2)) as hub:
         address = f"/v1/tasks/{await hub.submit()}"
         waiting = [asyncio.create_task(hub.client.get(address, params={"wait": 60})) for _ in range(2)]
@@ -70,7 +75,7 @@ async def test_waits_are_bounded_and_end_when_the_hub_stops(database: str) -> No
         began = time.monotonic()
         hub.events.close()
         assert [answer.json()["state"] for answer in await asyncio.gather(*waiting)] == ["QUEUED"] * 2
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
 
 
 async def test_paging_meets_every_task_once_while_others_come(hub: Served) -> None:
