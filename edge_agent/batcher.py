@@ -18,6 +18,8 @@ import heapq
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from edge_agent import models
 
 _SWEEP: Final = 64
@@ -26,8 +28,7 @@ _SWEEP: Final = 64
 Order = tuple[float, float, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True, gc=False):
     """A task that waits for its turn."""
 
     task_id: bytes
@@ -130,17 +131,18 @@ class Batcher:
         self._entries[task.task_id] = entry
         return True
 
-    def take(self, now: float) -> Batch | None:
+    def take(self, now: float, *, ahead: bool = False) -> Batch | None:
         """The batch to run now, for an executor that is free; None if there is none yet (see `wake_at`).
 
-        A task that has expired is never in it, whether `expired` was asked or not.
+        `ahead`: for one that is still busy. Only a full batch is worth taking then: a smaller one may
+        grow while it waits. A task that has expired is never in it, whether `expired` was asked or not.
         """
         self._expire(now)
         if not self._groups:
             return None
         # One step for each model that has tasks waiting, not for each task.
         group = min(self._groups.values(), key=lambda group: group.best.first().task.order)
-        if not self._is_ready(group, now):
+        if not (group.full if ahead else self._is_ready(group, now)):
             return None
         tasks: list[Waiting] = []
         items = 0
@@ -189,11 +191,7 @@ class Batcher:
         return None if last is None else self._remove(last.task_id)
 
     def _is_ready(self, group: _Group, now: float) -> bool:
-        return (
-            len(self._groups) > 1
-            or group.items >= group.model.manifest.batching.max_batch
-            or group.ready.first().ready_at <= now
-        )
+        return len(self._groups) > 1 or group.full or group.ready.first().ready_at <= now
 
     def _expire(self, now: float) -> None:
         while (entry := self._deadlines.first_or_none()) is not None:
@@ -243,6 +241,11 @@ class _Group:
         self.ready = _Heap()
         self.tasks = 0
         self.items = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there is a whole batch."""
+        return self.items >= self.model.max_batch
 
 
 class _Heap:

@@ -6,7 +6,7 @@ Only a task that has just arrived is judged, so that what overflows is what woul
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from edge_agent import settings
 
@@ -31,8 +31,7 @@ class Why(enum.StrEnum):
     DISABLED = "disabled"
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(NamedTuple):
     """What is known when a task arrives."""
 
     items_ahead: int
@@ -45,8 +44,7 @@ class Situation:
     """Tasks of ours that the hub holds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Where a task goes, and why."""
 
     hand_over: bool

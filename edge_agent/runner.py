@@ -32,6 +32,9 @@ FINISHING: Final = 512
 DEADLINE_LOOK_S: Final = 0.05
 """While tasks wait, passed deadlines are looked for this often; no batch is formed with one anyway."""
 
+_Result = Sequence[outcomes.Outcome] | None
+"""The outcomes of a task's items; None if it was cancelled between two of them."""
+
 
 class Runner:
     """The agent's executor: tasks of its devices and of the hub alike."""
@@ -65,6 +68,8 @@ class Runner:
         self._ends = asyncio.Event()
         self._leases: dict[bytes, tuple[int, int | None]] = {}
         """Of each task of the hub: its attempt, and the items done once it runs."""
+        self._busy = 0
+        """Batches that run, or wait for their thread."""
         self.running = 0
         self.counts: Counter[str] = Counter()
 
@@ -133,7 +138,13 @@ class Runner:
         while True:
             turn = await self._next_turn()
             self._unfinished += len(turn.tasks)
-            await self._run(turn)
+            try:
+                results, run = await self._run(turn)
+            finally:
+                self._busy -= 1
+                self._turns.set()  # the next batch may go while this one's ends are written
+            for task, result in results:
+                await self._judge(task, result, run)
 
     async def _next_turn(self) -> window.Turn:
         while True:
@@ -141,10 +152,14 @@ class Runner:
             if not self._stopping:
                 if self._window.wants_more:
                     await self._window.refill()
-                turn = self._window.take()
+                ahead = self._busy >= self._threads
+                turn = self._window.take(ahead=ahead)
                 if turn is not None:
+                    self._busy += 1
                     return turn
-            await _wait(self._turns, self._window.wake_at())
+                await _wait(self._turns, None if ahead else self._window.wake_at())
+            else:
+                await self._turns.wait()
 
     async def _end_what_waits(self) -> None:
         """Deadlines that pass and words to cancel end a task before a batch is formed with it."""
@@ -161,13 +176,14 @@ class Runner:
 
     # Running
 
-    async def _run(self, turn: window.Turn) -> None:
-        poison = [task for task in turn.tasks if task.crashes >= CRASHES]
-        for task in poison:
-            await self._set_aside(task)
-        members = [task for task in turn.tasks if task.crashes < CRASHES]
-        if not members:
-            return
+    async def _run(self, turn: window.Turn) -> tuple[list[tuple[records.Task, _Result]], verdicts.Run]:
+        """Run a batch; each of its tasks with its outcomes, None if it was cancelled."""
+        members = []
+        for task in turn.tasks:
+            if task.crashes >= CRASHES:
+                await self._set_aside(task)
+            else:
+                members.append(task)
         ids = [task.task_id for task in members]
         missing = [task.task_id for task in members if task.payload is None]
         payloads = await self._journal.payloads(missing) if missing else {}
@@ -186,28 +202,24 @@ class Runner:
         started = time.monotonic()
         self.running += len(members)
         self._journal.running.begin(ids)
+        results: Sequence[_Result]
         try:
             if len(members) == 1 and members[0].items > turn.model.max_batch:
                 results = [await self._run_slices(turn.model, members[0], work[0])]
             else:
                 loop = asyncio.get_running_loop()
-                results = list(await loop.run_in_executor(self._pool, self._engine.run, turn.model, work))
+                results = await loop.run_in_executor(self._pool, self._engine.run, turn.model, work)
         finally:
             self._journal.running.done(ids)
             self.running -= len(members)
-        run_us = int((time.monotonic() - started) * 1e6)
-        for task, result in zip(members, results, strict=True):
-            if result is None:
-                await self._terminate(task, tasks.Reason.CANCELLED, "cancelled while it ran", counted=True)
-                continue
-            run = verdicts.Run(
-                version=turn.model.version,
-                wait_us=max(0, started_us - task.accepted_us),
-                run_us=run_us,
-                clock_offset_us=self._offset.offset_us,
-                clock_error_us=self._offset.error_us,
-            )
-            await self._judge(task, result, run)
+        run = verdicts.Run(
+            version=turn.model.version,
+            started_us=started_us,
+            run_us=int((time.monotonic() - started) * 1e6),
+            clock_offset_us=self._offset.offset_us,
+            clock_error_us=self._offset.error_us,
+        )
+        return list(zip(members, results, strict=True)), run
 
     async def _run_slices(
         self, model: models.Model, task: records.Task, work: engine.Work
@@ -236,8 +248,11 @@ class Runner:
 
     # Ends
 
-    async def _judge(self, task: records.Task, result: Sequence[outcomes.Outcome], run: verdicts.Run) -> None:
+    async def _judge(self, task: records.Task, result: _Result, run: verdicts.Run) -> None:
         """Finish the task, or try again what may succeed then."""
+        if result is None:
+            await self._terminate(task, tasks.Reason.CANCELLED, "cancelled while it ran", counted=True)
+            return
         self.counts["items"] += len(result)
         failures = [one for one in result if isinstance(one, outcomes.ItemFailed)]
         broken = [one for one in failures if one.kind is outcomes.Failure.INFERENCE_FAILED]

@@ -7,7 +7,6 @@ as the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -19,14 +18,13 @@ from shared import jobs, tasks, topics
 _encoder: Final = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, gc=False):
     """The circumstances of an attempt."""
 
     version: str
     """The version of the model that really ran."""
-    wait_us: int
-    """From acceptance to the start of its batch."""
+    started_us: int
+    """The wall clock at the start of its batch."""
     run_us: int
     clock_offset_us: int | None
     clock_error_us: int | None
@@ -175,7 +173,7 @@ def _row(task: records.Task, item: int, result: outcomes.Outcome, run: Run) -> r
         observed_at=task.accepted_us,
         clock_offset_us=run.clock_offset_us,
         clock_error_us=run.clock_error_us,
-        wait_us=run.wait_us,
+        wait_us=max(0, run.started_us - task.accepted_us),
         run_us=run.run_us,
     )
 

@@ -120,9 +120,9 @@ class Window:
         """Tasks whose deadline has passed while they waited."""
         return [self._tasks[one.task_id] for one in self._batcher.expired(time.monotonic())]
 
-    def take(self) -> Turn | None:
-        """What runs now, if it is time."""
-        batch = self._batcher.take(time.monotonic())
+    def take(self, *, ahead: bool) -> Turn | None:
+        """What runs now, if it is time; `ahead`: what will run when an executor is free again."""
+        batch = self._batcher.take(time.monotonic(), ahead=ahead)
         if batch is None:
             return None
         for one in batch.tasks:

@@ -193,8 +193,7 @@ _WITHDRAWN: Final = HandedOver(
 """The least that `wire.TASKS` asks of a record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """The end of a task here: what the hub and the device are told."""
 
     task_id: bytes

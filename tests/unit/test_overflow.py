@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -40,10 +42,10 @@ SITUATIONS = st.builds(
     ],
 )
 def test_each_rule_decides_where_it_should(
-    change: dict[str, object], priority: int, remaining_s: float | None, why: overflow.Why, hand_over: bool
+    change: dict[str, Any], priority: int, remaining_s: float | None, why: overflow.Why, hand_over: bool
 ) -> None:
     """A task goes where the first rule that applies sends it, and the decision names that rule."""
-    situation = overflow.Situation(**{**{name: getattr(BUSY, name) for name in BUSY.__slots__}, **change})
+    situation = BUSY._replace(**change)
     decision = overflow.decide(situation, priority=priority, remaining_s=remaining_s, policy=POLICY)
     assert (decision.why, decision.hand_over) == (why, hand_over)
 
@@ -72,13 +74,7 @@ def test_more_ahead_never_brings_a_task_back_here(
     situation: overflow.Situation, priority: int, remaining_s: float | None, more: int
 ) -> None:
     """A longer queue never makes the policy keep what a shorter one handed over."""
-    longer = overflow.Situation(
-        situation.items_ahead + more,
-        situation.items_per_s,
-        situation.model_here,
-        situation.hub_reachable,
-        situation.handed_over,
-    )
+    longer = situation._replace(items_ahead=situation.items_ahead + more)
     before = overflow.decide(situation, priority=priority, remaining_s=remaining_s, policy=POLICY)
     after = overflow.decide(longer, priority=priority, remaining_s=remaining_s, policy=POLICY)
     assert after.hand_over or not before.hand_over
