@@ -68,7 +68,8 @@ def lay_out(directory: Path) -> Material:
     package = Path(shutil.copytree(DEMO, models / "surface-defects"))
     pictures = directory / "pictures"
     pictures.mkdir()
-    _draw(pictures, 128)
+    for number, encoded in enumerate(draw(pixels=128, count=40)):
+        (pictures / f"{number:03}.png").write_bytes(encoded)
     return Material("surface-defects", models, package / "model.onnx", 128, 1 / 255, pictures)
 
 
@@ -77,12 +78,17 @@ def load(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.png"))]
 
 
-def _draw(folder: Path, size: int, count: int = 40) -> None:
-    """Grey noise with a gradient: as hard to decode as machined metal."""
+def draw(*, pixels: int, count: int, payload_bytes: int = 0) -> list[bytes]:
+    """PNG files of grey noise over a gradient: as hard to decode as machined metal.
+
+    Each has at least `payload_bytes`, padded behind the picture, where decoders do not look.
+    """
     chance = np.random.default_rng(1)
-    for number in range(count):
-        slope = np.linspace(60, 190, size)[None, :]
-        pixels = (slope + chance.normal(0, 6, (size, size))).clip(0, 255).astype(np.uint8)
+    slope = np.linspace(60, 190, pixels)[None, :]
+    encoded = []
+    for _ in range(count):
+        grey = (slope + chance.normal(0, 6, (pixels, pixels))).clip(0, 255).astype(np.uint8)
         sink = io.BytesIO()
-        Image.fromarray(pixels).save(sink, "PNG")
-        (folder / f"{number:03}.png").write_bytes(sink.getvalue())
+        Image.fromarray(grey).save(sink, "PNG")
+        encoded.append(sink.getvalue().ljust(payload_bytes, b"\0"))
+    return encoded
