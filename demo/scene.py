@@ -31,9 +31,8 @@ class Agent:
     to_sync: int
     numbered: int
     """Records of the lanes up, as the agent says."""
-    committed: int
-    """Of these, as the hub says; an older look than the agent's may lag behind."""
     missing: int
+    """Of these, as the hub says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,6 @@ async def look(whole: system.System, notebook: Notebook) -> Scene:
                 overflowed=now["overflowed_total"],
                 to_sync=now["to_sync"],
                 numbered=_sum(now["lanes"], "numbered"),
-                committed=_sum(up, "committed"),
                 missing=_sum(up, "missing"),
             )
         )

@@ -31,7 +31,6 @@ def agent(place: topics.Agent, **changes: object) -> scene.Agent:
         "overflowed": 31,
         "to_sync": 7,
         "numbered": 1231,
-        "committed": 1224,
         "missing": 0,
     }
     return scene.Agent(place=place, **(fields | changes))  # type: ignore[arg-type]
