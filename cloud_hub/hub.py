@@ -63,9 +63,7 @@ class Hub:
         self._submitter = submissions.Submitter(
             submissions.into(connections, self._gateway.news.tell), registry=self.registry
         )
-        self.registry.register(
-            metrics.HubMetrics(self._gateway, self._scheduler, self._keeper, self._hot, self._link)
-        )
+        self.registry.register(metrics.HubMetrics(self._gateway, self._scheduler, self._keeper, self._hot))
         self._app = app.create(
             connections,
             self._submitter,

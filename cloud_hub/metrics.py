@@ -8,7 +8,6 @@ from prometheus_client import core, registry
 
 from cloud_hub import gateway, hot, leases
 from cloud_hub.scheduler import scheduler
-from shared import link
 
 
 class HubMetrics(registry.Collector):
@@ -20,13 +19,11 @@ class HubMetrics(registry.Collector):
         placing: scheduler.Scheduler,
         keeper: leases.Keeper,
         everywhere: hot.Hot,
-        broker: link.Link,
     ) -> None:
         self._gateway = ways
         self._scheduler = placing
         self._keeper = keeper
         self._hot = everywhere
-        self._link = broker
 
     def collect(self) -> Iterator[core.Metric]:
         lanes = self._gateway.counts
@@ -47,9 +44,3 @@ class HubMetrics(registry.Collector):
             ("redis_failures", "Times Redis did not answer.", self._hot.failures),
         ):
             yield core.CounterMetricFamily(f"backhaul_hub_{name}", text, value=total)
-        yield core.GaugeMetricFamily(
-            "backhaul_hub_broker_up", "Whether the broker is connected.", value=float(self._link.connected)
-        )
-        yield core.GaugeMetricFamily(
-            "backhaul_hub_redis_up", "Whether Redis is there.", value=float(self._hot.available)
-        )
