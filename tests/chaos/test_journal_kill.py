@@ -146,7 +146,7 @@ class Witness:
             cwd=Path(__file__).parents[2],
         ) as victim:
             assert victim.stdout is not None
-            lines = list(itertools.islice(victim.stdout, self.dice.randint(1, 120)))
+            lines = list(itertools.islice(victim.stdout, self.dice.randint(1, 300)))
             victim.kill()
             lines += victim.stdout.readlines()
         assert lines[0] == b"ready\n"

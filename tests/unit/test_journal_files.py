@@ -265,3 +265,10 @@ def test_the_next_tasks_are_found_by_the_index(tmp_path: Path) -> None:
         query = sql.queries("tasks")["waiting"]
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", parameters)]
     assert plan == ["SEARCH tasks USING INDEX tasks_in_order (holder=? AND (rank,tag)>(?,?))"]
+
+
+def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
+    """The writer's commits reach the disk before they are answered (synchronous=FULL in WAL mode)."""
+    with contextlib.closing(database.open_for_writing(file(tmp_path)).connection) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)

@@ -196,6 +196,35 @@ async def test_a_backlog_of_small_chunks_is_joined(tmp_path: Path, monkeypatch: 
         assert [row["task_id"] for row in rows] == ids[40:]
 
 
+async def test_joined_chunks_can_still_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is joined is no larger than a batch may be, and nothing of it is left out."""
+    monkeypatch.setattr(outbox, "JOIN_CHUNKS", 8)
+    monkeypatch.setattr(wire, "MAX_BATCH_ROWS", 10)
+    async with journals.opened(tmp_path) as book:
+        ids = []
+        for _ in range(outbox.JOIN_CHUNKS):
+            ids += await finish(book, 1, items=3)
+        sizes = [last - first + 1 for first, last, _ in chunks(tmp_path)]
+        assert sum(sizes) == 24
+        assert 3 < max(sizes) <= 10
+        rows = journals.rows_of(await journals.sent(book, journals.RESULTS))
+        assert [row["task_id"] for row in rows] == [task_id for task_id in ids for _ in range(3)]
+
+
+async def test_large_chunks_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only small chunks are joined: a large one among them stays, and so does its place."""
+    monkeypatch.setattr(outbox, "JOIN_CHUNKS", 4)
+    monkeypatch.setattr(outbox, "SMALL_ROWS", 5)
+    async with journals.opened(tmp_path) as book:
+        ids = []
+        for items in (1, 1, 9, 9, 1, 1):
+            ids += [(task_id, items) for task_id in await finish(book, 1, items)]
+        # The newest four were looked at.
+        assert [place[:2] for place in chunks(tmp_path)] == [(1, 1), (2, 2), (3, 11), (12, 20), (21, 22)]
+        rows = journals.rows_of(await journals.sent(book, journals.RESULTS))
+        assert [row["task_id"] for row in rows] == [task_id for task_id, items in ids for _ in range(items)]
+
+
 async def test_joining_keeps_the_order_of_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of different kinds are never joined, so an attempt's end stays behind its rows."""
     monkeypatch.setattr(outbox, "JOIN_CHUNKS", 32)

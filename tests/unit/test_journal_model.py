@@ -95,7 +95,7 @@ class Journals(stateful.RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.joining = mock.patch.object(outbox, "JOIN_CHUNKS", 5)
+        self.joining = mock.patch.multiple(outbox, JOIN_CHUNKS=5, SMALL_ROWS=4)
         self.joining.start()
         self.folders = [Path(tempfile.mkdtemp(prefix="journal-"))]
         self.model = Model()
