@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from edge_agent import clock, outcomes, verdicts
 from edge_agent.journal import records
@@ -62,11 +63,11 @@ def _finished(chance: random.Random, ended: Sequence[records.Task]) -> list[reco
         output = json.dumps([{"label": label, "score": score}], separators=(",", ":")).encode()
         run = verdicts.Run(
             version="1.0.0",
-            wait_us=chance.randrange(800, 30_000),
+            started_us=task.accepted_us + chance.randrange(800, 30_000),
             run_us=chance.randrange(350, 3_000),
             clock_offset_us=-1_840,
             clock_error_us=310,
         )
         end = verdicts.completed(task, [outcomes.Prediction(label, score, output)], run, "plant-a")
-        finished.append(dataclasses.replace(end, reply=None))
+        finished.append(msgspec.structs.replace(end, reply=None))
     return finished

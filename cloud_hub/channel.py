@@ -72,9 +72,11 @@ class DownLanes:
         self._agent_id = agent_id
 
     async def read(self, lane: lanes.Lane, after: int, max_rows: int, max_bytes: int) -> wire.Batch | None:
-        async with self._connections.connection() as connection:
-            found = await lane_store.read(connection, self._agent_id, lane, after, max_rows, max_bytes)
-        return wire.Batch(found.span, found.kind, found.batches) if found is not None else None
+        async def read() -> wire.Batch | None:
+            async with self._connections.connection() as connection:
+                return await lane_store.read(connection, self._agent_id, lane, after, max_rows, max_bytes)
+
+        return await _steadily(read, f"lane {lane}")
 
     async def acknowledged(self, lane: lanes.Lane, cursor: int) -> None:
         async with self._connections.connection() as connection:
@@ -115,6 +117,8 @@ class Channel:
         self._down = DownLanes(connections, agent_id)
         self._outlet: outlet.Outlet | None = None
         self._check_down = asyncio.Event()
+        self._greet = asyncio.Event()
+        self._greet.set()
         self._cursors: dict[lanes.Lane, int] = {}
         """The up lanes' cursors, as last committed by this process."""
 
@@ -130,10 +134,12 @@ class Channel:
         """Its down lanes have new records."""
         self._check_down.set()
 
-    def reconnected(self) -> None:
-        """The agent is there again: what was sent down may not have reached it."""
+    def reconnected(self, *, ourselves: bool) -> None:
+        """The agent, or the hub itself, is at the broker again: what was sent down may not have arrived."""
         if self._outlet is not None:
             self._outlet.reconnected()
+        if ourselves:  # neither may what came up: the agent should go on after our cursors at once
+            self._greet.set()
 
     async def acknowledge(self, acks: Sequence[signals.Ack]) -> None:
         """The agent's cursors of its down lanes."""
@@ -152,18 +158,6 @@ class Channel:
                     )
             self._outlet.restart(await self._down.numbers())
 
-    async def greet(self) -> None:
-        """Tell the agent our cursors, so that it goes on after them at once."""
-        async with self._connections.connection() as connection:
-            books = (await lane_store.ledgers(connection, [self.agent_id])).get(self.agent_id)
-        if books is not None and books.up:
-            await self._send_acks(
-                [
-                    signals.Ack(lane=str(lane), cursor=ledger.cursor, rewind=True)
-                    for lane, ledger in books.up.items()
-                ]
-            )
-
     async def heartbeat(self) -> None:
         """Answer the agent's: it hands work over only to a hub that it hears."""
         await self._send_acks(
@@ -179,7 +173,27 @@ class Channel:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._apply_arrivals(), name=f"{self.agent}: apply")
             group.create_task(self._outlet.run(), name=f"{self.agent}: send down")
+            group.create_task(self._say_cursors(), name=f"{self.agent}: say cursors")
             group.create_task(self._watch_down(self._outlet), name=f"{self.agent}: watch down lanes")
+
+    async def _say_cursors(self) -> None:
+        """At the hub's start and at each of its connects: the agent rewinds to them."""
+        while True:
+            await self._greet.wait()
+            self._greet.clear()
+            ledgers = (await _steadily(self._ledgers, f"lanes of {self.agent}")).get(self.agent_id)
+            if ledgers is not None:
+                self._cursors.update({lane: ledger.cursor for lane, ledger in ledgers.up.items()})
+            await self._send_acks(
+                [
+                    signals.Ack(lane=str(lane), cursor=cursor, rewind=True)
+                    for lane, cursor in self._cursors.items()
+                ]
+            )
+
+    async def _ledgers(self) -> dict[int, lane_store.Ledgers]:
+        async with self._connections.connection() as connection:
+            return await lane_store.ledgers(connection, [self.agent_id])
 
     async def _watch_down(self, sending: outlet.Outlet) -> None:
         while True:
@@ -227,6 +241,7 @@ class Channel:
     async def _commit(self, arrivals: Sequence[Arrival]) -> tuple[list[signals.Ack], list[ends.Outcome]]:
         """One transaction: the rows of all batches and the cursors of their lanes."""
         acks: dict[lanes.Lane, signals.Ack] = {}
+        gaps: set[lanes.Lane] = set()
         outcomes: list[ends.Outcome] = []
         rows = 0
         async with self._connections.connection() as connection, connection.transaction():
@@ -257,10 +272,12 @@ class Channel:
                         added=added,
                         numbered=header.numbered,
                     )
+                if decision.verdict is lanes.Verdict.GAP:
+                    gaps.add(arrival.lane)
                 acks[arrival.lane] = signals.Ack(
                     lane=str(arrival.lane),
                     cursor=receiver.cursor,
-                    rewind=decision.verdict is lanes.Verdict.GAP,
+                    rewind=arrival.lane in gaps,
                     echo_us=header.sent_us,
                 )
                 self._counts[decision.verdict.name.lower()] += 1

@@ -73,7 +73,7 @@ class Gateway:
     def _link_changed(self, connected: bool) -> None:
         if connected:  # what was sent down over the old connection may not have arrived
             for one in self._channels.values():
-                one.reconnected()
+                one.reconnected(ourselves=True)
 
     async def _dispatch(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -126,8 +126,7 @@ class Gateway:
         async with self._connections.connection() as connection:
             await agents.set_presence(connection, one.agent_id, presence.online, presence.software)
         if presence.online:
-            one.reconnected()
-            await one.greet()
+            one.reconnected(ourselves=False)
         self._events.publish(events.FleetChanged(agent))
         self.news.freed()
 

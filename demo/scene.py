@@ -85,6 +85,7 @@ def _under_way(
         "tasks wait": now["queued"],
         "tasks run": now["running"],
         "records are not synced": now["to_sync"],
+        "tasks are with the hub": status["handed_over"],
     }
     counts |= {f"records wait on lane {lane['lane']} {lane['direction']}": lane["waiting"] for lane in lanes}
     return [f"{place}: {count:,} {what}" for what, count in counts.items() if count]

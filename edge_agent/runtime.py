@@ -110,6 +110,7 @@ class OnnxRuntime:
         order = tuple(order) or model.manifest.providers.order
         import onnxruntime as ort  # 45 MB: loaded with the first model, not with the agent
 
+        ort.disable_telemetry_events()  # a plant's network is nobody else's business
         self.name = f"onnxruntime {ort.__version__}"
         self.wanted = order[0]
         self._session, self.provider, refused = _open(ort, model, order, threads, cache)

@@ -259,6 +259,7 @@ class Uplink:
                 lane, last, batch, stamp=self._stamp, accepted_us=clock.wall_us()
             )
             self.counts["leases"] += len(arrived)
+            self._hub.handed_over.difference_update(task.task_id for task in arrived)
             self._runner.offer(arrived)
         elif kind.name in ("results", "attempts"):
             await self._returned(lane, last, batch.num_rows, kind.name, batch.to_pylist())
@@ -280,6 +281,7 @@ class Uplink:
         known = await self._journal.find(list(by_task))
         ended = []
         for task_id, its in by_task.items():
+            self._hub.handed_over.discard(task_id)
             task = known.get(task_id)
             if task is None:
                 continue  # taken back and finished here: a shadow
@@ -292,7 +294,6 @@ class Uplink:
             ended.append(records.Returned(task_id, reply))
         here = set(await self._journal.apply_returned(lane, last, count, ended))
         for one in ended:
-            self._hub.handed_over.discard(one.task_id)
             self._runner.forget(one.task_id)  # it may have been taken back, but the hub was faster
         self.counts["returned"] += len(here)
         if self._replies is not None:

@@ -162,10 +162,14 @@ class Outlet:
             await asyncio.to_thread(importlib.import_module, "shared.wire")  # which it would hold up
         from shared import wire
 
-        sender = self._senders[lane]
+        sender = self._senders.get(lane)
+        if sender is None or not sender.open:
+            return  # an acknowledgement came meanwhile
         after = sender.sent
         batch = await self._store.read(lane, after, wire.MAX_BATCH_ROWS, wire.MAX_BATCH_BYTES)
         if batch is None:
+            if sender.sent != after:
+                return  # likewise: what was to be sent is gone, for it has arrived
             raise LookupError(f"lane {lane} numbered {sender.numbered} records but holds none after {after}")
         payload = await asyncio.to_thread(wire.encode, batch.kind, batch.batches)
         await self._link.room()
@@ -187,13 +191,15 @@ class Outlet:
             self._waiting_since.pop(lane, None)
         self.batches_sent += 1
         self.records_sent += batch.span.size
-        self._link.publish_nowait(
+        taken = self._link.publish_nowait(
             self._topic(str(lane)),
             payload,
             qos=1,
             content_type=wire.CONTENT_TYPE,
             properties=header.properties(),
         )
+        assert taken is not None  # QoS 1
+        taken.add_done_callback(lambda _: sender.delivered(time.monotonic()))
 
     def _choose(self, now: float) -> lanes.Lane | None:
         """The lane whose turn it is, if any may send."""
