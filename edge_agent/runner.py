@@ -178,23 +178,20 @@ class Runner:
 
     async def _run(self, turn: window.Turn) -> tuple[list[tuple[records.Task, _Result]], verdicts.Run]:
         """Run a batch; each of its tasks with its outcomes, None if it was cancelled."""
-        members = []
+        missing = [task.task_id for task in turn.tasks if task.payload is None]
+        payloads = await self._journal.payloads(missing) if missing else {}
+        members: list[records.Task] = []
+        work: list[engine.Work] = []
         for task in turn.tasks:
-            if task.crashes >= CRASHES:
+            payload = payloads.get(task.task_id) if task.payload is None else task.payload
+            if payload is None:
+                self._drop(task)
+            elif task.crashes >= CRASHES:
                 await self._set_aside(task)
             else:
                 members.append(task)
+                work.append(engine.Work(task.content_type, payload, task.items))
         ids = [task.task_id for task in members]
-        missing = [task.task_id for task in members if task.payload is None]
-        payloads = await self._journal.payloads(missing) if missing else {}
-        work = [
-            engine.Work(
-                task.content_type,
-                payloads[task.task_id] if task.payload is None else task.payload,
-                task.items,
-            )
-            for task in members
-        ]
         for task in members:
             if task.task_id in self._leases:
                 self._leases[task.task_id] = (task.attempt, 0)
@@ -273,6 +270,14 @@ class Runner:
         self._unfinished += not counted
         self.counts[reason] += 1
         await self._finishing.put(verdicts.terminated(task, reason, error, self._site))
+
+    def _drop(self, task: records.Task) -> None:
+        """The task has left the journal since it was taken: the hub's result for it came first."""
+        self._window.ended(task.task_id)
+        self._leases.pop(task.task_id, None)
+        self._cancelled.discard(task.task_id)
+        self._unfinished -= 1
+        self._quiet.set()
 
     async def _set_aside(self, task: records.Task) -> None:
         log.error(

@@ -45,6 +45,9 @@ class Window:
         self._payload_bytes = 0
         self._behind = False
         """True while tasks may wait in the journal that are not here."""
+        self._refilling = False
+        self._ended_meanwhile: set[bytes] = set()
+        """Tasks that ended while the journal was being read, which may still show them."""
         self._stuck: set[bytes] = set()
         """Tasks that wait for a model that is not here (any more)."""
         self.tasks_total = 0
@@ -63,7 +66,7 @@ class Window:
     @property
     def wants_more(self) -> bool:
         """True if tasks wait in the journal and there is room for them here."""
-        return self._behind and self._batcher.depth <= self._policy.window // 2
+        return self._behind and not self._refilling and self._batcher.depth <= self._policy.window // 2
 
     def recover(self, counts: records.Counts) -> None:
         """The journal was opened with these waiting."""
@@ -111,6 +114,8 @@ class Window:
 
     def ended(self, task_id: bytes) -> None:
         """The task is no longer in the journal, or no longer ours."""
+        if self._refilling:
+            self._ended_meanwhile.add(task_id)
         task = self._tasks.pop(task_id, None)
         if task is not None:
             self._payload_bytes -= len(task.payload or b"")
@@ -137,10 +142,17 @@ class Window:
     async def refill(self) -> None:
         """Read the tasks from the journal whose turn comes next."""
         limit = len(self._tasks) + len(self._stuck) + self._policy.window - self._batcher.depth
-        found = await self._journal.waiting(limit)
-        self._behind = len(found) == limit
+        self._behind = False  # unless a task comes meanwhile that finds no room
+        self._refilling = True
+        try:
+            found = await self._journal.waiting(limit)
+        finally:
+            self._refilling = False
+        ended, self._ended_meanwhile = self._ended_meanwhile, set()
+        if len(found) == limit:
+            self._behind = True
         for task in found:
-            if not self._admit(task):
+            if task.task_id not in ended and not self._admit(task):
                 self._behind = True
 
     def _admit(self, task: records.Task) -> bool:

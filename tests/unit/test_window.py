@@ -1,0 +1,119 @@
+"""The window on the journal's queue: what runs next, while the journal and the executor go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent import models, settings, window
+from edge_agent.journal import journal, records
+from tests import models as packages
+from tests.unit import journals
+
+SMALL = 4
+"""Tasks that fit into the window of these tests."""
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> models.Catalogue:
+    served = models.Catalogue()
+    package = packages.write_classifier(
+        tmp_path / "surface", name="surface", extra="[batching]\nmax_batch = 2\nmax_delay_ms = 0"
+    )
+    served.add(models.load(package))
+    return served
+
+
+@pytest.fixture
+async def book(tmp_path: Path) -> AsyncIterator[journal.Journal]:
+    async with journals.opened(tmp_path / "state") as opened:
+        yield opened
+
+
+class Held:
+    """The journal, but what it says of the queue arrives only when it is let go."""
+
+    def __init__(self, book: journal.Journal) -> None:
+        self._book = book
+        self.has_read = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def waiting(self, limit: int) -> list[records.Task]:
+        found = await self._book.waiting(limit)
+        self.has_read.set()
+        await self.go_on.wait()
+        return found
+
+
+def behind(book: Any, catalogue: models.Catalogue, counts: records.Counts) -> window.Window:
+    """The window of an agent that has just opened this journal."""
+    fresh = window.Window(book, catalogue, settings.Engine(window=SMALL), {})
+    fresh.recover(counts)
+    return fresh
+
+
+def drained(one: window.Window) -> list[bytes]:
+    """The tasks that the window lets run, in order."""
+    ids: list[bytes] = []
+    while (turn := one.take(ahead=False)) is not None:
+        ids += [task.task_id for task in turn.tasks]
+    return ids
+
+
+async def test_a_task_that_ends_while_the_window_is_filled_is_not_let_in_again(
+    book: journal.Journal, catalogue: models.Catalogue
+) -> None:
+    """The journal was read before the commit of its end: its ghost would run without a payload."""
+    ending = await journals.accept(book)
+    staying = await journals.accept(book)
+    held = Held(book)
+    one = behind(held, catalogue, await book.counts())
+    one.offer([ending])
+    one.take(ahead=False)
+    filling = asyncio.create_task(one.refill())
+    await held.has_read.wait()
+    await book.finish([journals.finished(ending.task_id)])
+    one.ended(ending.task_id)
+    held.go_on.set()
+    await filling
+    assert drained(one) == [staying.task_id]
+
+
+async def test_a_task_that_finds_no_room_while_the_window_is_filled_is_not_forgotten(
+    book: journal.Journal, catalogue: models.Catalogue
+) -> None:
+    """It came after the journal was read, and waits in the journal alone: the window must look again."""
+    waiting = [await journals.accept(book)]
+    held = Held(book)
+    one = behind(held, catalogue, await book.counts())
+    filling = asyncio.create_task(one.refill())
+    await held.has_read.wait()
+    for _ in range(SMALL + 1):
+        late = await journals.accept(book)
+        waiting.append(late)
+        one.offer([late])
+    held.go_on.set()
+    await filling
+    ran = drained(one)
+    assert one.wants_more
+    await one.refill()
+    ran += drained(one)
+    assert set(ran) == {task.task_id for task in waiting}
+
+
+async def test_one_refill_at_a_time(book: journal.Journal, catalogue: models.Catalogue) -> None:
+    """Several executors find the window low at once: one of them reads the journal."""
+    await journals.accept(book)
+    held = Held(book)
+    one = behind(held, catalogue, await book.counts())
+    wanted = [one.wants_more]
+    filling = asyncio.create_task(one.refill())
+    await held.has_read.wait()
+    wanted.append(one.wants_more)
+    held.go_on.set()
+    await filling
+    assert wanted == [True, False]
