@@ -151,12 +151,13 @@ class Bench:
 async def _until(agent: program.Program, counter: str, count: int) -> dict[str, Any]:
     """The agent's report once its counter has come so far."""
     async with asyncio.timeout(PATIENCE_S):
-        while True:
+        while agent.running:
             status = await agent.ask("/status")
             if status is not None and status["telemetry"][counter] >= count:
                 told: dict[str, Any] = status["telemetry"]
                 return told
             await asyncio.sleep(LOOK_S)
+    raise servers.ServerError(f"the agent ended; the end of its log:\n{agent.log.read_text()[-2000:]}")
 
 
 async def _import(module: str) -> Import:
