@@ -281,8 +281,8 @@ class Connection:
         if len(self.deliveries) > self._receive_maximum:
             self._reading = False
             self._loop.remove_reader(self._socket)
-        # The loop sees what is in the socket, not what TLS has taken out of it already.
-        elif isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+        # The loop sees what is in the socket, not what was taken out of it already.
+        elif self._client.unread or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
             self._loop.call_soon(self._read)
 
     def _read_on(self) -> None:
