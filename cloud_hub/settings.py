@@ -17,7 +17,9 @@ class Http(_Section, frozen=True):
     """REST, metrics and the dashboard."""
 
     host: str = "127.0.0.1"
+    """The address to listen on; there are no users, so keep it where only your own can reach it."""
     port: int = 8080
+    """The port to listen on."""
 
 
 class Gateway(_Section, frozen=True):
@@ -28,6 +30,7 @@ class Gateway(_Section, frozen=True):
     applying: int = 4
     """Transactions that apply batches at one time."""
     keepalive_s: int = 15
+    """MQTT keepalive: a silent link is given up within twice this."""
     silent_after_s: float = 10.0
     """An agent not heard for so long gets no work and is shown as silent."""
 
@@ -69,6 +72,7 @@ class Settings(_Section, frozen=True):
     redis: str | None = None
     """Address of Redis or Valkey. It holds nothing that may not be lost; without it a hub runs alone."""
     broker: settings.Broker = settings.Broker()
+    """Of the cloud, where the agents connect."""
     http: Http = Http()
     gateway: Gateway = Gateway()
     leases: Leases = Leases()

@@ -45,7 +45,7 @@ SWITCH_INTERVAL_S: Final = 0.0005
 """Python's threads take turns this often: the loop must not wait 5 ms for one that decodes an image."""
 
 
-async def run(policy: settings.Settings, *, on_ready: asyncio.Event | None = None) -> None:
+async def run(policy: settings.Settings) -> None:
     """Run an agent until SIGTERM, SIGINT or cancellation."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = asyncio.Event()
@@ -54,10 +54,10 @@ async def run(policy: settings.Settings, *, on_ready: asyncio.Event | None = Non
         loop.add_signal_handler(number, stop.set)
     while not stop.is_set():
         try:
-            await _live(policy, stop, on_ready)
+            await _live(policy, stop)
         except* lanes.JournalRegressed as errors:
             # The journal was put back to an older state: its numbers would be given out twice.
-            log.error("%s; taking a new epoch", errors.exceptions[0])
+            log.error("%s; taking a new epoch", _first(errors))
             async with _journal(policy) as book:
                 await book.new_epoch()
 
@@ -66,7 +66,7 @@ def _journal(policy: settings.Settings) -> contextlib.AbstractAsyncContextManage
     return journal.Journal.open(Path(policy.state) / "journal.db", policy.site, policy.name, policy.journal)
 
 
-async def _live(policy: settings.Settings, stop: asyncio.Event, on_ready: asyncio.Event | None) -> None:
+async def _live(policy: settings.Settings, stop: asyncio.Event) -> None:
     """One life of the agent, from opening the journal to closing it."""
     async with contextlib.AsyncExitStack() as stack:
         book = await stack.enter_async_context(_journal(policy))
@@ -77,7 +77,7 @@ async def _live(policy: settings.Settings, stop: asyncio.Event, on_ready: asynci
         agent = Agent(policy, book, catalogue, machine, numbers, cursors)
         port = stack.enter_context(http.Server(policy.http.host, policy.http.port, agent.pages()))
         log.info("%s epoch %d: http://%s:%d/status", policy.agent, book.epoch, policy.http.host, port.port)
-        await agent.run(stop, on_ready)
+        await agent.run(stop)
 
 
 def _load_models(policy: settings.Settings, catalogue: models.Catalogue) -> engine.Engine:
@@ -131,7 +131,14 @@ class Agent:
         self._hub = hub.Hub(there=policy.uplink_broker is not None, heartbeat_s=policy.uplink.telemetry_s)
         self._window = window.Window(book, catalogue, policy.engine, policy.intake.queue_weights)
         self._runner = runner.Runner(
-            book, machine, self._window, self._offset, policy.site, policy.engine.threads, self._finished
+            book,
+            machine,
+            self._window,
+            self._offset,
+            policy.site,
+            policy.engine.threads,
+            self._finished,
+            syncs=self._hub.there,
         )
         self._status = status.Status(
             policy, book, machine, self._window, self._runner, self._offset, self._hub
@@ -203,7 +210,7 @@ class Agent:
             self._links.append(cloud)
             self._status.cloud_link, self._status.uplink = cloud, self._uplink
 
-    async def run(self, stop: asyncio.Event, on_ready: asyncio.Event | None = None) -> None:
+    async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`, then stop in order."""
         counts = await self._journal.counts()
         away = await self._journal.waiting(counts.handed_over, holder=records.Holder.HUB)
@@ -220,12 +227,10 @@ class Agent:
                 ways.append(_start(group, "uplink", self._uplink.run()))
             if self._intake is not None:
                 taking.append(_start(group, "intake", self._intake.run()))
-            self._status.ready = True
-            if on_ready is not None:
-                on_ready.set()
+            self._status.working = True
             await stop.wait()
             log.info("stopping")
-            self._status.ready = False
+            self._status.working = False
             await _cancel(taking)
             if self._uplink is not None:
                 self._uplink.beat()  # the hub should give its work to others now
@@ -269,6 +274,14 @@ class Agent:
             "/metrics": lambda: (200, "text/plain; version=0.0.4", status.exposition(metrics)),
             "/status": lambda: (200, "application/json", msgspec.json.encode(self._status.as_dict())),
         }
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error itself, however deep the groups lie in one another."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _start(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+import msgspec
+
 from edge_agent import clock, engine, models, outcomes, verdicts, window
 from edge_agent.journal import journal, records
 from shared import tasks
@@ -48,8 +50,12 @@ class Runner:
         site: str,
         threads: int,
         on_finished: Callable[[Sequence[records.Finished]], None],
+        *,
+        syncs: bool = True,
     ) -> None:
-        """`on_finished` is told of tasks whose end is committed, unless the hub's result came before."""
+        """`on_finished` is told of tasks whose end is committed, unless the hub's result came before. Without
+        `syncs`, for a site that stands alone, the reply is all that remains of a task: its rows have nowhere
+        to go, and would fill the disk."""
         self._journal = book
         self._engine = machine
         self._window = waiting
@@ -57,6 +63,7 @@ class Runner:
         self._site = site
         self._threads = threads
         self._on_finished = on_finished
+        self._syncs = syncs
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="inference")
         self._cancelled: set[bytes] = set()
         self._finishing: asyncio.Queue[records.Finished] = asyncio.Queue(FINISHING)
@@ -293,6 +300,8 @@ class Runner:
             finished = [await self._finishing.get()]
             while not self._finishing.empty():
                 finished.append(self._finishing.get_nowait())
+            if not self._syncs:
+                finished = [msgspec.structs.replace(one, rows=(), attempt=None) for one in finished]
             here = set(await self._journal.finish(finished))
             for one in finished:
                 self._window.ended(one.task_id)

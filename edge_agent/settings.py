@@ -58,6 +58,7 @@ class Overflow(_Section, frozen=True):
     """When a device's job goes to the hub instead of waiting here."""
 
     enabled: bool = True
+    """Without it every job waits here, whatever the wait."""
     max_wait_s: float = 1.0
     """A job that would wait longer is handed over."""
     deadline_share: float = 0.5
@@ -80,7 +81,9 @@ class Uplink(_Section, frozen=True):
     in_flight: int = 32
     """Messages that the broker has not acknowledged, at most."""
     telemetry_s: float = 2.0
+    """Between two heartbeats; a hub that left three unanswered is taken to be away."""
     keepalive_s: int = 5
+    """MQTT keepalive: a silent link is given up within twice this."""
     reconnect_max_s: float = 15.0
     """Longest pause between two tries to reach the broker; the pauses are random up to it, so that a
     fleet that lost its broker does not come back in one instant."""
@@ -99,6 +102,7 @@ class Http(_Section, frozen=True):
     """The local port for health, metrics and status."""
 
     host: str = "127.0.0.1"
+    """The address to listen on; there are no users, so keep it where only your own can reach it."""
     port: int = 9100
     """0 takes a free one."""
 
@@ -107,7 +111,9 @@ class Settings(_Section, frozen=True):
     """The file agent.toml."""
 
     site: str
+    """The site's name, as it stands in topics."""
     name: str
+    """The agent's name at its site."""
     state: str
     """Folder of the journal."""
     models: str

@@ -65,8 +65,13 @@ class Status:
         self.uplink: uplink.Uplink | None = None
         self.site_link: link.Link | None = None
         self.cloud_link: link.Link | None = None
-        self.ready = False
-        """True once the journal is open and the models are warm."""
+        self.working = False
+        """True from the moment at which everything runs to the one at which it is told to stop."""
+
+    @property
+    def ready(self) -> bool:
+        """Devices may publish: at the site's broker there is a subscription, which it keeps from now on."""
+        return self.working and (self.site_link is None or self.site_link.counters.connects > 0)
 
     def telemetry(self) -> signals.Telemetry:
         """The heartbeat."""
@@ -124,7 +129,7 @@ class Status:
 
     def capacity(self) -> int:
         """Tasks of the hub that this agent is ready to hold; none while it starts or stops."""
-        if not self.ready:
+        if not self.working:
             return 0
         return overflow.capacity(
             queued_items=self._window.device_items,

@@ -6,6 +6,7 @@ as the rows.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -213,6 +214,9 @@ def _reply(
 def _address(
     task_id: bytes, site: str, response_topic: str | None, correlation: bytes | None, body: dict[str, Any]
 ) -> records.Reply:
+    if correlation is not None:
+        with contextlib.suppress(UnicodeDecodeError):  # MQTT 3.1.1 has no other place for it
+            body["correlation"] = correlation.decode()
     return records.Reply(
         task_id=task_id,
         topic=response_topic or topics.result(site, tasks.format_id(task_id)),

@@ -57,7 +57,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None = None
     """Of the model; the newest that an agent has, if none is named."""
     priority: int | None = None
-    """0 to 9; a higher number goes first. Default: the queue's, else 5."""
+    """0 to 9; a higher number goes first. Default: 5."""
     queue: str = tasks.DEFAULT_QUEUE
     """The weight class, for the fair share among tasks of one priority."""
     timeout_ms: int | None = None
@@ -65,6 +65,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int | None = None
     """How long from now the answer is of use; an expired task is not run, and its reply says so."""
     max_attempts: int = 3
+    """Attempts that may fail before the task is given up."""
     idempotency_key: str | None = None
     """The same key again is the same task again."""
     response_topic: str | None = None

@@ -21,14 +21,19 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How to reach an MQTT broker."""
 
     host: str = "127.0.0.1"
+    """Its name or address."""
     port: int = 1883
+    """Mostly 1883, with TLS 8883."""
     username: str | None = None
+    """For a broker that asks who we are."""
     password: str | None = None
+    """It is readable by whoever can read the file."""
     ca_file: str | None = None
     """PEM of the authority that signed the broker's certificate; naming it turns TLS on."""
     cert_file: str | None = None
     """PEM of our own certificate, where the broker asks for one."""
     key_file: str | None = None
+    """PEM of its key."""
 
     def address(self) -> link.Address:
         return link.Address(
