@@ -4,7 +4,8 @@ The agent is the real program with one inference thread, between it and the driv
 are without a reply at any time. In turn with it:
 
     bare loop       decode and run in one thread: no network, no store, one picture at a time
-    plain script    paho and ONNX Runtime, the same driver and broker; keeps nothing
+    plain script    paho and ONNX Runtime, the same driver and broker; keeps nothing: the model runs in
+                    paho's callback, or in a second thread
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class Bench:
             told = await bare.hear()
         return float(told["per_s"])
 
-    async def script(self) -> Run:
-        async with worker.Worker("benchmarks.plain", self._plain("serve", port=self._broker.port)) as script:
+    async def script(self, threads: int) -> Run:
+        given = self._plain("serve", port=self._broker.port, threads=threads)
+        async with worker.Worker("benchmarks.plain", given) as script:
             await script.hear()
             return await self._drive(plain.JOBS, script.pid)
 
@@ -117,7 +119,7 @@ class Bench:
 async def measure(options: figures.Options) -> dict[str, float | int]:
     """Run all ways in turn, print the table, return the figures."""
     loops: list[float] = []
-    scripts: list[Run] = []
+    scripts: dict[int, list[Run]] = {1: [], 2: []}
     agents: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="backhaul-edge-") as folder:
         directory = Path(folder)
@@ -126,8 +128,9 @@ async def measure(options: figures.Options) -> dict[str, float | int]:
             for _ in range(options.rounds):
                 loops.append(await bench.loop())
                 agents.append(await bench.agent())
-                scripts.append(await bench.script())
-    return _report(figures.median(loops), _middle(scripts), _middle(agents))
+                for threads, runs in scripts.items():
+                    runs.append(await bench.script(threads))
+    return _report(figures.median(loops), _middle(agents), *(_middle(runs) for runs in scripts.values()))
 
 
 def _middle(runs: Sequence[Run]) -> Run:
@@ -140,7 +143,7 @@ def _middle(runs: Sequence[Run]) -> Run:
     )
 
 
-def _report(loop: float, script: Run, agent: Run) -> dict[str, float | int]:
+def _report(loop: float, agent: Run, script: Run, threaded: Run) -> dict[str, float | int]:
     def row(way: str, run: Run) -> tuple[str, ...]:
         costs = (f"{run.cpu_ms[name]:.2f}" for name in ("service", "broker", "driver"))
         rates = (f"{run.jobs_per_s:,.0f}", f"{run.jobs_per_s / loop:.2f}")
@@ -153,8 +156,9 @@ def _report(loop: float, script: Run, agent: Run) -> dict[str, float | int]:
             ("bare loop", f"{loop:,.0f}", "1.00", "-", "-", f"{1000 / loop:.2f}", "-", "-"),
             row("edge agent", agent),
             row("plain script", script),
+            row("plain script, two threads", threaded),
         ),
-        ("Medians; the last three columns are CPU milliseconds for a job. The script keeps nothing.",),
+        ("Medians; the last three columns are CPU milliseconds for a job. The scripts keep nothing.",),
     )
     return {
         "jobs_per_s": round(agent.jobs_per_s),
@@ -164,6 +168,7 @@ def _report(loop: float, script: Run, agent: Run) -> dict[str, float | int]:
         "plain_per_s": round(script.jobs_per_s),
         "ratio_to_bare": figures.significant(agent.jobs_per_s / loop),
         "ratio_to_plain": figures.significant(agent.jobs_per_s / script.jobs_per_s),
+        "ratio_to_plain_threaded": figures.significant(agent.jobs_per_s / threaded.jobs_per_s),
         "driver_cpu_ms_per_job": figures.significant(agent.cpu_ms["driver"]),
         "broker_cpu_ms_per_job": figures.significant(agent.cpu_ms["broker"]),
     }
