@@ -25,6 +25,7 @@ BUSY = system.SITES[0]
 MEMORY = Path("/dev/shm")
 BURST = 240
 BURST_S = 1.0
+IMPATIENT = {"overflow": {"max_wait_s": 0.05}}  # so that a burst overflows before the fault, on any machine
 BEFORE = 10  # replies at each site before it
 AFTER = 60  # replies that must come once all is well again
 WORK_S = 60.0
@@ -127,7 +128,7 @@ FAULTS = (
 
 async def day_with(fault: Fault, home: Path) -> report.Report:
     """A day's work with a burst, the fault in its middle, and work after it."""
-    async with system.System(home) as whole:
+    async with system.System(home, agent_settings=IMPATIENT) as whole:
         floor = Floor(whole, rate_per_s=10.0)
         async with floor.at_work():
             with contextlib.suppress(TimeoutError):  # the books then say what did not come
