@@ -1,7 +1,8 @@
 """Jobs through an edge agent: MQTT, the durable journal, inference, the reply over MQTT.
 
 The agent is the real program with one inference thread, between it and the driver a real Mosquitto; 64 jobs
-are without a reply at any time. In turn with it:
+are without a reply at any time. Its cloud does not answer, so that its journal keeps every result as well. In
+turn with it:
 
     bare loop       decode and run in one thread: no network, no store, one picture at a time
     plain script    paho and ONNX Runtime, the same driver and broker; keeps nothing: the model runs in
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from benchmarks import figures, meters, pictures, plain, worker
 from demo import program, servers
+from demo.servers import ports
 from shared import topics
 
 AGENT: Final = topics.Agent("plant-a", "edge-1")
@@ -83,6 +85,7 @@ class Bench:
                 "state": "state",
                 "models": str(self._material.models),
                 "broker": {"host": self._broker.host, "port": self._broker.port},
+                "uplink_broker": {"host": self._broker.host, "port": ports.free()},
                 "engine": {"threads": 1},
             }
         )
