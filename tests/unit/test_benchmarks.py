@@ -1,0 +1,63 @@
+"""The benchmarks run, and write what they measured; what they measure is for a quiet machine to say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import edge, figures, footprint, transport
+
+
+def figures_in(path: Path, name: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(path.read_text())[name]
+    return told
+
+
+@pytest.mark.usefixtures("broker", "postgres")
+def test_transport_brings_every_row_to_the_table(tmp_path: Path) -> None:
+    """Each way brings its rows, Backhaul's are compared with what was made, and nothing is missing."""
+    written = tmp_path / "figures.json"
+    assert transport.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "transport")
+    assert told["records_missing"] == 0
+    for name in ("rows_per_s", "ratio_to_copy", "ratio_to_naive", "ratio_to_json_500", "bytes_per_row"):
+        assert told[name] > 0, name
+
+
+@pytest.mark.usefixtures("broker")
+def test_edge_answers_every_way(tmp_path: Path) -> None:
+    """Agent and scripts answer the same driver."""
+    written = tmp_path / "figures.json"
+    assert edge.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "edge")
+    for name in ("jobs_per_s", "p50_ms", "p99_ms", "ratio_to_bare", "ratio_to_plain"):
+        assert told[name] > 0, name
+    assert told["p50_ms"] <= told["p99_ms"]
+
+
+@pytest.mark.usefixtures("broker")
+def test_footprint_weighs_an_agent_that_loads_nothing_of_the_cloud(tmp_path: Path) -> None:
+    """It fails if an agent loads a forbidden module; a flood is taken in whole."""
+    written = tmp_path / "figures.json"
+    assert footprint.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "footprint")
+    assert 0 < told["idle_rss_mb"] <= told["flood_rss_mb"]
+    assert told["flood_waiting"] > 0
+
+
+def test_a_file_of_figures_keeps_what_other_benchmarks_wrote(tmp_path: Path) -> None:
+    """One file collects all benchmarks; one that runs again replaces its own figures."""
+    written = tmp_path / "figures.json"
+    figures.save(written, "one", {"a": 1})
+    figures.save(written, "two", {"b": 2})
+    figures.save(written, "one", {"a": 3})
+    assert json.loads(written.read_text()) == {"one": {"a": 3}, "two": {"b": 2}}
+
+
+@pytest.mark.parametrize(("value", "printed"), [(0.51234, "0.512"), (1234.5, "1230.0"), (0.0, "0.0")])
+def test_figures_have_three_significant_digits(value: float, printed: str) -> None:
+    """More would be noise."""
+    assert str(figures.significant(value)) == printed
