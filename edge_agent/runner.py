@@ -30,10 +30,8 @@ CRASHES: Final = 3
 FINISHING: Final = 512
 """Finished tasks that wait for their commit, at most: then the engine waits too."""
 
-BUSY_S: Final = 0.01
-"""From so much work ahead on, a commit may wait for company."""
 COMPANY_S: Final = 0.004
-"""How long it waits: less than half of what its tasks wait anyway."""
+"""How long a commit may wait for company, if the work that waits lasts longer than that."""
 
 DEADLINE_LOOK_S: Final = 0.05
 """While tasks wait, passed deadlines are looked for this often; no batch is formed with one anyway."""
@@ -122,13 +120,13 @@ class Runner:
 
     @property
     def busy(self) -> bool:
-        """Whether enough waits here that no thread gets idle while a commit waits for company."""
-        ahead_s = sum(
+        """Whether so much waits for its turn that no thread gets idle while a commit waits for company."""
+        waiting_s = sum(
             items / speed
-            for (model, _), items in self._window.items.items()
-            if items and (speed := self._engine.items_per_s(model))
+            for model, items in self._window.waiting.items()
+            if (speed := self._engine.items_per_s(*model))
         )
-        return ahead_s >= BUSY_S * self._threads
+        return waiting_s >= COMPANY_S * self._threads
 
     async def company(self) -> None:
         """To be awaited before a commit: under load it gets more to hold, which saves a quarter of the bytes

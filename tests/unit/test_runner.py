@@ -24,7 +24,7 @@ async def test_a_commit_waits_for_company_only_while_much_waits_to_run(tmp_path:
         waiting = window.Window(book, catalogue, settings.Engine(), {})
         executor = runner.Runner(book, machine, waiting, clock.Offset(), "site", 1, lambda _: None)
         told = [executor.busy]
-        for ahead_s in (runner.BUSY_S / 2, runner.BUSY_S * 2):
+        for ahead_s in (runner.COMPANY_S / 2, runner.COMPANY_S * 2):
             executor.offer([await journals.accept(book, items=int(speed.items_per_second * ahead_s))])
             told.append(executor.busy)
     machine.close()
