@@ -34,7 +34,7 @@ name = "prob"
 kind = "classification"
 labels = ["clean", "pitting"]
 [batching]
-max_batch = 8
+max_batch = 32
 max_delay_ms = 1.0
 [providers]
 order = ["cpu"]
