@@ -47,6 +47,11 @@ _NETWORK: Final[dict[str, Any]] = {
 }
 """How a connection to a machine that vanished is noticed (s; the last in ms)."""
 
+_RECONNECT_S: Final = 1.0
+"""How long the pool goes on trying by itself (s). Its pauses double up to this time, and who asks for a
+connection in such a pause waits it out, however long PostgreSQL has been back: so they stay short,
+and after them whoever asks next makes the pool try at once."""
+
 
 def open_pool(dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: float = 10.0) -> Pool:
     """A pool, not yet open: use it as `async with pool.open_pool(dsn) as connections`.
@@ -61,7 +66,7 @@ def open_pool(dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: floa
         min_size=min_size,
         max_size=max_size,
         timeout=timeout_s,
-        reconnect_timeout=30.0,
+        reconnect_timeout=_RECONNECT_S,
         configure=_configure,
         check=psycopg_pool.AsyncConnectionPool.check_connection,
         name="store",
