@@ -66,9 +66,6 @@ class Intake:
         """Take jobs until cancelled."""
         while True:
             messages = await self._inbox.take(TOGETHER)
-            await self._runner.company()
-            if len(self._inbox) and len(messages) < TOGETHER:
-                messages += await self._inbox.take(TOGETHER - len(messages))
             await self._take(messages)
             for message in messages:
                 self._link.ack(message)

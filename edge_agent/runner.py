@@ -30,9 +30,6 @@ CRASHES: Final = 3
 FINISHING: Final = 512
 """Finished tasks that wait for their commit, at most: then the engine waits too."""
 
-COMPANY_S: Final = 0.004
-"""How long a commit may wait for company, if the work that waits lasts longer than that."""
-
 DEADLINE_LOOK_S: Final = 0.05
 """While tasks wait, passed deadlines are looked for this often; no batch is formed with one anyway."""
 
@@ -117,22 +114,6 @@ class Runner:
         done = self.counts["items"]
         for task_id, (attempt, own) in self._leases.items():
             yield task_id, attempt, done if own is None else done + own
-
-    @property
-    def busy(self) -> bool:
-        """Whether so much waits for its turn that no thread gets idle while a commit waits for company."""
-        waiting_s = sum(
-            items / speed
-            for model, items in self._window.waiting.items()
-            if (speed := self._engine.items_per_s(*model))
-        )
-        return waiting_s >= COMPANY_S * self._threads
-
-    async def company(self) -> None:
-        """To be awaited before a commit: under load it gets more to hold, which saves a quarter of the bytes
-        that a job writes to flash, and CPU; an agent at leisure commits at once."""
-        if self.busy:
-            await asyncio.sleep(COMPANY_S)
 
     async def run(self) -> None:
         """Run what waits until cancelled."""
@@ -316,7 +297,6 @@ class Runner:
         """Commit what is finished, as much at a time as there is."""
         while True:
             finished = [await self._finishing.get()]
-            await self.company()
             while not self._finishing.empty():
                 finished.append(self._finishing.get_nowait())
             if not self._syncs:

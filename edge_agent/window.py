@@ -68,11 +68,6 @@ class Window:
         """True if tasks wait in the journal and there is room for them here."""
         return self._behind and not self._refilling and self._batcher.depth <= self._policy.window // 2
 
-    @property
-    def waiting(self) -> dict[models.Key, int]:
-        """How many items wait here for each model; not those that run, or wait for their commit."""
-        return self._batcher.items_by_model
-
     def recover(self, counts: records.Counts) -> None:
         """The journal was opened with these waiting."""
         self._behind = counts.waiting > 0

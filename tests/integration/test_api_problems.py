@@ -135,7 +135,7 @@ async def test_an_error_of_the_hub_is_a_problem_too(hub: Served) -> None:
 async def submitted_in_the_end(hub: api_server.Served) -> str:
     """Submit as a client does that takes 503 at its word; the id of the task."""
     async with asyncio.timeout(20):
-        while (answer := await hub.client.post(SUBMIT, content=png())).status_code == 503:
+        while (answer := await hub.client.post(SUBMIT, content=png())).status_code == 503:  # noqa: ASYNC110 - the answer says when to ask again
             await asyncio.sleep(int(answer.headers["retry-after"]))
     assert answer.status_code == 202, answer.text
     task_id: str = answer.json()["task_id"]

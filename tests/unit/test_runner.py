@@ -15,22 +15,6 @@ from tests.unit import journals
 PATIENCE_S = 10.0
 
 
-async def test_a_commit_waits_for_company_only_while_much_waits_to_run(tmp_path: Path) -> None:
-    """An agent at leisure answers at once; one with work ahead shares its commits."""
-    catalogue = models.Catalogue()
-    machine = engine.Engine(catalogue)
-    speed = machine.load(models.load(packages.write_classifier(tmp_path / "surface", name="surface")))
-    async with journals.opened(tmp_path / "state") as book:
-        waiting = window.Window(book, catalogue, settings.Engine(), {})
-        executor = runner.Runner(book, machine, waiting, clock.Offset(), "site", 1, lambda _: None)
-        told = [executor.busy]
-        for ahead_s in (runner.COMPANY_S / 2, runner.COMPANY_S * 2):
-            executor.offer([await journals.accept(book, items=int(speed.items_per_second * ahead_s))])
-            told.append(executor.busy)
-    machine.close()
-    assert told == [False, False, True]
-
-
 async def test_a_task_that_left_the_journal_while_it_waited_is_dropped(tmp_path: Path) -> None:
     """The hub's result for it came first, and its payload is gone: the executor goes on with the next."""
     catalogue = models.Catalogue()
