@@ -231,11 +231,12 @@ class Engine:
         return made
 
     def _warm_up(self, served: _Served) -> None:
-        """Run zeros at the smallest and the largest batch; the first run allocates, the second counts."""
+        """Run zeros at the smallest and the largest batch; the first run allocates, the second counts.
+
+        Then the largest batch's memory is given back: an agent without work weighs little.
+        """
         for count in sorted({1, served.model.max_batch}):
-            batch = {
-                name: np.zeros_like(array) for name, array in decode.allocate(served.model, count).items()
-            }
+            batch = _zeros(served.model, count)
             for _ in range(2):
                 began = self._clock()
                 try:
@@ -246,6 +247,7 @@ class Engine:
                         f"{served.runtime.provider}: {_line(error)}"
                     ) from error
             served.measured(count, self._clock() - began)
+        served.runtime.trim(_zeros(served.model, 1))
         served.warm = True
 
 
@@ -345,6 +347,10 @@ def _chunks(spans: Sequence[Span], size: int) -> Iterator[tuple[int, list[Span]]
                 chunk, count = [], 0
     if chunk:
         yield count, chunk
+
+
+def _zeros(model: models.Model, count: int) -> dict[str, decode.Array]:
+    return {name: np.zeros_like(array) for name, array in decode.allocate(model, count).items()}
 
 
 def _moved(average: float | None, newest: float) -> float:

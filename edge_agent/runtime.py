@@ -81,6 +81,10 @@ class Runtime(Protocol):
         """The manifest's outputs in its order, one row for each item. Raises whatever the runtime raises."""
         ...
 
+    def trim(self, batch: Batch) -> None:
+        """Run this small batch, and give back the memory that larger ones have left; nobody else runs it now."""
+        ...
+
     def close(self) -> None:
         """Let go of what it holds; nobody runs it any more."""
         ...
@@ -110,6 +114,7 @@ class OnnxRuntime:
         order = tuple(order) or model.manifest.providers.order
         import onnxruntime as ort  # 45 MB: loaded with the first model, not with the agent
 
+        self._ort = ort
         ort.disable_telemetry_events()  # a plant's network is nobody else's business
         self.name = f"onnxruntime {ort.__version__}"
         self.wanted = order[0]
@@ -135,6 +140,12 @@ class OnnxRuntime:
                 )
         return outputs
 
+    def trim(self, batch: Batch) -> None:
+        if self.provider == CPU and self._fixed_batch is None:
+            options = self._ort.RunOptions()
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            self._session.run(self._outputs, batch, options)
+
     def close(self) -> None:
         self._session = None
 
@@ -150,6 +161,9 @@ class CallableRuntime:
 
     def run(self, batch: Batch) -> Sequence[Array]:
         return self._function(batch)
+
+    def trim(self, batch: Batch) -> None:
+        pass
 
     def close(self) -> None:
         pass
