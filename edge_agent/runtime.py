@@ -82,7 +82,7 @@ class Runtime(Protocol):
         ...
 
     def trim(self, batch: Batch) -> None:
-        """Run this small batch, and give back the memory that larger ones have left; nobody else runs it now."""
+        """Run this small batch, and give back what larger ones took; nobody else runs it now."""
         ...
 
     def close(self) -> None:
