@@ -15,10 +15,21 @@ most cost_max(f) / weight(f) + cost_max(g) / weight(g), whatever the order and t
 and without knowing how fast the server is.
 
 Tags of different priorities are never compared, so each priority has a clock of its own.
+
+Tags need not be stored with tasks where those of one queue go in order of age: then the tag of a queue's
+next task is what `start` says at any time, and `stamp` and `serve` when it goes into service come to the
+same. Where several servers take from one order, and not each can serve each queue, virtual time may pass
+those that wait for a busy server: `keep` is for them.
+
+For the bound with D servers see W. Jin, J. S. Chase, J. Kaur, "Interposed Proportional Sharing for a
+Storage Service Utility", SIGMETRICS 2004 (SFQ(D)); start tags without regard to the order of arrival go
+back to A. Demers, S. Keshav, S. Shenker, "Analysis and Simulation of a Fair Queueing Algorithm",
+SIGCOMM 1989.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -49,6 +60,10 @@ class FairClock:
         """The virtual time: it never goes back."""
         return self._now
 
+    def start(self, queue: str) -> float:
+        """The start tag that a task of `queue` would get now."""
+        return max(self._now, self._finish.get(queue, 0.0))
+
     def stamp(self, queue: str, weight: float, cost: float) -> float:
         """The start tag of a task that joins `queue` now.
 
@@ -58,7 +73,7 @@ class FairClock:
         """
         if not (weight > 0 and cost > 0):
             raise ValueError(f"queue {queue!r}: weight {weight} and cost {cost} must both be above zero")
-        start = max(self._now, self._finish.get(queue, 0.0))
+        start = self.start(queue)
         if len(self._finish) >= self._room:
             self._forget()
             self._room = max(_MANY, 2 * len(self._finish))
@@ -68,6 +83,19 @@ class FairClock:
     def serve(self, tag: float) -> None:
         """A task with that start tag goes into service."""
         self._now = max(self._now, tag)
+
+    def keep(self, waiting: Mapping[str, float]) -> None:
+        """Queues that wait for one kind of server, with their start tags; virtual time may have passed these.
+
+        Those that it passed are moved on by the same time, so that the first of them starts now. So
+        they stay as far apart as they were, and their shares of that server go on to follow their
+        weights; and against the queues that were served meanwhile elsewhere they earn no credit.
+        """
+        passed = {queue: tag for queue, tag in waiting.items() if tag < self._now}
+        if passed:
+            behind = self._now - min(passed.values())
+            for queue, tag in passed.items():
+                self._finish[queue] = tag + behind
 
     def refund(self, queue: str, weight: float, cost: float) -> None:
         """A task that was stamped leaves without being served: cancelled, expired, or handed over.
@@ -82,6 +110,10 @@ class FairClock:
         """All queues are empty: the next task of any of them starts alike."""
         self._now = max(self._now, *self._finish.values(), 0.0)
         self._finish.clear()
+
+    def copy(self) -> FairClock:
+        """A clock that goes on from here by itself."""
+        return FairClock(self.state())
 
     def state(self) -> FairState:
         """What to store, so that `FairClock(state)` goes on from here."""

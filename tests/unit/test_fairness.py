@@ -159,3 +159,39 @@ def test_a_weight_or_cost_of_nothing_is_refused(weight: float, cost: float) -> N
     """They would stop the queue, or let it have everything."""
     with pytest.raises(ValueError, match="must both be above zero"):
         fairness.FairClock().stamp("a", weight, cost)
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 9), st.booleans()), max_size=40))
+def test_a_tag_can_be_computed_when_it_is_looked_at(steps: list[tuple[str, float, bool]]) -> None:
+    """`start` says what `stamp` will, and changes nothing."""
+    clock = fairness.FairClock()
+    for queue, cost, serve in steps:
+        expected = clock.start(queue)
+        assert clock.start(queue) == expected == clock.stamp(queue, 2, cost)
+        if serve:
+            clock.serve(expected)
+
+
+def test_those_that_wait_while_time_passes_stay_as_far_apart() -> None:
+    """Virtual time passed two that wait: the first of them starts now, the other as much later as before."""
+    clock = fairness.FairClock()
+    clock.serve(clock.stamp("near", 1, 3))
+    clock.serve(clock.stamp("far", 1, 10))
+    clock.stamp("ahead", 1, 200)
+    waiting = {queue: clock.start(queue) for queue in ("near", "far", "ahead")}
+    clock.serve(100)
+    clock.keep(waiting)
+    assert {queue: clock.start(queue) for queue in waiting} == {"near": 100, "far": 107, "ahead": 200}
+    clock.keep({})
+    assert clock.now == 100
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    """What is tried on a copy is not done to the clock."""
+    clock = fairness.FairClock()
+    clock.serve(clock.stamp("a", 1, 5))
+    other = clock.copy()
+    assert other.state() == clock.state()
+    other.serve(other.stamp("a", 1, 5))
+    assert other.now == 5
+    assert clock.now == 0

@@ -1,140 +1,216 @@
-"""The placement policy: pure, so its promises are tables and properties."""
+"""Where a task goes: tables of the score, and promises that hold whatever was reported and given before."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_hub.scheduler import policy
+from cloud_hub.scheduler import placement, snapshot
+from tests.unit import snapshots
 
-MODELS = ("m", "n")
-
-
-def task(number: int, **changes: object) -> policy.Candidate:
-    fields: dict[str, object] = {
-        "task_id": number.to_bytes(16, "big"),
-        "model": "m",
-        "version": None,
-        "priority": 5,
-        "tag": 0.0,
-        "items": 1,
-        "origin_agent": None,
-    }
-    return policy.Candidate(**{**fields, **changes})  # type: ignore[arg-type]
+RULES = snapshots.RULES
 
 
-def executor(
-    agent_id: int, credits_: int = 10, speed: float = 100.0, wait_s: float = 0.0, model: str = "m"
-) -> policy.Executor:
-    return policy.Executor(agent_id, credits_, {(model, "1"): speed}, wait_s)
+def place(executors: Sequence[snapshot.Executor], *tasks: snapshot.Task) -> list[int | None]:
+    """The agents that get the tasks, given one after the other."""
+    fleet = placement.Fleet(executors, RULES)
+    choices = [fleet.place(one) for one in tasks]
+    return [choice and choice.agent_id for choice in choices]
 
 
-TASKS = st.lists(
-    st.builds(
-        task,
-        st.integers(1, 10**9),
-        model=st.sampled_from(MODELS),
-        version=st.sampled_from([None, "1", "2"]),
-        priority=st.integers(0, 9),
-        tag=st.floats(0, 10),
-        items=st.integers(1, 50),
-        origin_agent=st.none() | st.integers(0, 4),
-    ),
-    max_size=40,
-    unique_by=lambda t: t.task_id,
-)
-EXECUTORS = st.lists(
-    st.builds(
-        policy.Executor,
-        agent_id=st.integers(0, 4),
-        credits=st.integers(0, 8),
-        models=st.dictionaries(
-            st.tuples(st.sampled_from(MODELS), st.sampled_from(["1", "2"])), st.floats(0, 1000), max_size=4
-        ),
-        predicted_wait_s=st.floats(0, 10),
-    ),
-    max_size=5,
-    unique_by=lambda e: e.agent_id,
-)
-
-
-def can_run(one: policy.Executor, task_: policy.Candidate) -> bool:
-    return any(name == task_.model and task_.version in (None, version) for name, version in one.models)
-
-
-@given(TASKS, EXECUTORS)
-def test_nobody_gets_more_than_its_credits(
-    tasks: list[policy.Candidate], executors: list[policy.Executor]
-) -> None:
-    """However much is queued, an agent is given no more tasks than it has credits, and no task twice."""
-    placements = policy.place(tasks, executors)
-    given_ = Counter(one.agent_id for one in placements)
-    assert all(given_[e.agent_id] <= e.credits for e in executors)
-    assert len({one.task_id for one in placements}) == len(placements)
-
-
-@given(TASKS, EXECUTORS)
-def test_a_task_goes_only_where_its_model_is(
-    tasks: list[policy.Candidate], executors: list[policy.Executor]
-) -> None:
-    """A placement names an agent that has the model, in the version if one was asked for."""
-    by_id = {one.task_id: one for one in tasks}
-    agents = {one.agent_id: one for one in executors}
-    for placement in policy.place(tasks, executors):
-        assert can_run(agents[placement.agent_id], by_id[placement.task_id])
-
-
-@given(TASKS, EXECUTORS)
-def test_no_credit_stays_idle_while_a_task_that_fits_waits(
-    tasks: list[policy.Candidate], executors: list[policy.Executor]
-) -> None:
-    """Work conserving: a task is left out only if every agent that may run it is out of credits."""
-    placements = policy.place(tasks, executors)
-    placed = {one.task_id for one in placements}
-    spent = Counter(one.agent_id for one in placements)
-    for waiting in (one for one in tasks if one.task_id not in placed):
-        able = [one for one in executors if can_run(one, waiting)]
-        others = [one for one in able if one.agent_id != waiting.origin_agent or not one.predicted_wait_s]
-        assert all(spent[one.agent_id] == one.credits for one in (others or able))
-
-
-@given(TASKS, EXECUTORS)
-def test_a_higher_priority_is_never_passed_over(
-    tasks: list[policy.Candidate], executors: list[policy.Executor]
-) -> None:
-    """Placements come in order of priority, then tag, then age."""
-    by_id = {one.task_id: one for one in tasks}
-    order = [by_id[one.task_id] for one in policy.place(tasks, executors)]
-    keys = [(-one.priority, one.tag, one.task_id) for one in order]
-    assert keys == sorted(keys)
-
-
-def test_the_soonest_free_agent_is_chosen() -> None:
-    """Of two agents alike, the one with the shorter wait gets the task; then the load evens out."""
-    placements = policy.place(
-        [task(n) for n in range(1, 31)], [executor(1, 30, wait_s=0.1), executor(2, 30, wait_s=0.0)]
+def test_the_score_is_wait_transfer_run_and_distance() -> None:
+    """Each part can be read from the choice, and the runners-up with what they would have taken."""
+    executors = [
+        snapshots.executor(1, predicted_wait_s=1.0),
+        snapshots.executor(2, site="west", predicted_wait_s=2.0, models={("m", "1"): 50.0}, bytes_per_s=2e6),
+        snapshots.executor(3, credits_=0),
+        snapshots.executor(4, models={("n", "1"): 1.0}),
+    ]
+    choice = placement.Fleet(executors, RULES).place(
+        snapshots.task(1, items=100, payload_bytes=10**6, home="east")
     )
-    assert placements[0].agent_id == 2
-    shares = Counter(one.agent_id for one in placements)
-    assert shares == {1: 10, 2: 20}
+    assert choice is not None
+    assert (choice.agent_id, choice.able) == (1, 3)
+    assert (choice.wait_s, choice.transfer_s, choice.run_s) == pytest.approx((1.0, 1.0, 1.0))
+    assert choice.predicted_s == pytest.approx(3.0)
+    (other,) = choice.others
+    assert other[0] == 2
+    assert other[1] == pytest.approx(2.0 + 0.5 + 2.0 + RULES.away_s)
 
 
-def test_a_faster_agent_gets_more() -> None:
-    """Work divides by measured speed."""
-    placements = policy.place(
-        [task(n) for n in range(1, 101)], [executor(1, 100, speed=300.0), executor(2, 100, speed=100.0)]
+def test_what_was_never_measured_is_assumed() -> None:
+    """A new agent, and a new link, count at what the rules say of them."""
+    new = snapshots.executor(1, models={("m", "1"): 0.0}, bytes_per_s=0.0)
+    choice = placement.Fleet([new], RULES).place(snapshots.task(1, items=20, payload_bytes=2_500_000))
+    assert choice is not None
+    assert choice.run_s == pytest.approx(20 / RULES.unmeasured_items_per_s)
+    assert choice.transfer_s == pytest.approx(2_500_000 / RULES.unmeasured_bytes_per_s)
+
+
+def test_the_fastest_version_that_will_do_counts() -> None:
+    """Any version: the faster one; a pinned one: its own speed."""
+    both = [snapshots.executor(1, models={("m", "1"): 10.0, ("m", "2"): 20.0})]
+    for version, run_s in ((None, 1.0), ("1", 2.0), ("2", 1.0)):
+        choice = placement.Fleet(both, RULES).place(snapshots.task(1, items=20, version=version))
+        assert choice is not None
+        assert choice.run_s == pytest.approx(run_s)
+
+
+def test_what_is_given_counts_at_once() -> None:
+    """Of two agents alike the one with the shorter wait gets more, until both are as long."""
+    executors = [snapshots.executor(1, 30, predicted_wait_s=0.1), snapshots.executor(2, 30)]
+    agents = place(executors, *(snapshots.task(n) for n in range(30)))
+    assert agents[:10] == [2] * 10
+    assert (agents.count(1), agents.count(2)) == (10, 20)
+
+
+def test_work_divides_by_speed() -> None:
+    """An agent three times as fast gets three times as much."""
+    executors = [snapshots.executor(1, 100, models={("m", "1"): 300.0}), snapshots.executor(2, 100)]
+    agents = place(executors, *(snapshots.task(n) for n in range(100)))
+    assert 70 <= agents.count(1) <= 80
+
+
+def test_small_tasks_go_to_who_is_free_and_large_ones_to_who_is_fast() -> None:
+    """The ranking is by the task's size: the same two agents, two answers."""
+    executors = [
+        snapshots.executor(1, predicted_wait_s=0.0, models={("m", "1"): 10.0}),
+        snapshots.executor(2, predicted_wait_s=2.0, models={("m", "1"): 100.0}),
+    ]
+    assert place(executors, snapshots.task(1, items=1)) == [1]
+    assert place(executors, snapshots.task(1, items=1000)) == [2]
+
+
+def test_home_is_preferred_by_a_little() -> None:
+    """At a tie or a little behind the own site is taken; far behind it is not."""
+    home = snapshots.task(1, home="west")
+    near = snapshots.executor(2, site="west", predicted_wait_s=RULES.away_s * 0.9)
+    assert place([snapshots.executor(1), near], home) == [2]
+    far = snapshots.executor(2, site="west", predicted_wait_s=RULES.away_s * 1.1)
+    assert place([snapshots.executor(1), far], home) == [1]
+    strangers = [snapshots.executor(n, site="north") for n in range(3, 20)]
+    assert place([*strangers, near], home) == [2], "however many stand before it in the general ranking"
+
+
+def test_a_task_does_not_go_back_to_its_origin() -> None:
+    """Overflow waits for another rather than return to one that is busy, unless that one is alone."""
+    waiting = snapshots.task(1, origin_agent=1, home="east")
+    busy = snapshots.executor(1, predicted_wait_s=0.1)
+    assert place([busy, snapshots.executor(2, credits_=0)], waiting) == [None]
+    assert place([busy, snapshots.executor(2, predicted_wait_s=9.0)], waiting) == [2]
+    assert place([busy, snapshots.executor(3, models={("other", "1"): 1.0})], waiting) == [1]
+    assert place([snapshots.executor(1), snapshots.executor(2, credits_=0)], waiting) == [1]
+
+
+@pytest.mark.parametrize(
+    ("selector", "able"),
+    [
+        ("", [1, 2, 3]),
+        ("site=east", [1, 2]),
+        ("agent=agent-2", [2]),
+        ("gpu=yes", [2, 3]),
+        ("gpu=yes,site=east", [2]),
+        ("gpu=no", []),
+        ("gpu", []),
+        ("gpu=no,gpu=yes", []),
+    ],
+)
+def test_all_of_a_selector_must_match(selector: str, able: list[int]) -> None:
+    """Labels are hard limits, site and agent among them."""
+    executors = [
+        snapshots.executor(1),
+        snapshots.executor(2, labels={"gpu": "yes"}),
+        snapshots.executor(3, site="west", labels={"gpu": "yes"}),
+    ]
+    fleet = placement.Fleet(executors, RULES)
+    assert sorted(fleet.able("m", None, selector)) == able
+    assert sorted(fleet.able("m", "2", selector)) == []
+    assert (fleet.place(snapshots.task(1, selector=selector)) is None) == (not able)
+
+
+@given(
+    speeds=st.lists(
+        st.tuples(st.floats(0, 100), st.floats(1, 1000), st.floats(1e4, 1e8)), min_size=1, max_size=30
+    ),
+    size=st.integers(0, 4),
+)
+def test_a_task_of_a_rankings_size_goes_to_the_very_best(
+    speeds: list[tuple[float, float, float]], size: int
+) -> None:
+    """The choice is the minimum of the score, and the runners-up are next to it, as if all were compared."""
+    executors = [
+        snapshots.executor(n, predicted_wait_s=wait_s, models={("m", "1"): speed}, bytes_per_s=bytes_per_s)
+        for n, (wait_s, speed, bytes_per_s) in enumerate(speeds)
+    ]
+    one = snapshots.task(1, items=4**size, payload_bytes=2 * 16**size)
+    scores = sorted(
+        e.predicted_wait_s + one.payload_bytes / e.bytes_per_s + one.items / e.models["m", "1"]
+        for e in executors
     )
-    shares = Counter(one.agent_id for one in placements)
-    assert 70 <= shares[1] <= 80
+    choice = placement.Fleet(executors, RULES).place(one)
+    assert choice is not None
+    assert choice.predicted_s == pytest.approx(scores[0])
+    assert [score for _, score in choice.others] == pytest.approx(scores[1 : placement.CONSIDERED])
 
 
-def test_a_task_does_not_go_back_to_its_origin_while_others_have_its_model() -> None:
-    """Overflow waits for another agent rather than return to the one that is busy, unless it is alone."""
-    waiting = task(1, origin_agent=1)
-    busy = executor(1, wait_s=0.1)
-    assert policy.place([waiting], [busy, executor(2, credits_=0)]) == []
-    assert policy.place([waiting], [busy, executor(2, wait_s=9.0)])[0].agent_id == 2
-    assert policy.place([waiting], [busy, executor(3, model="other")])[0].agent_id == 1
-    assert policy.place([waiting], [executor(1), executor(2, credits_=0)])[0].agent_id == 1, "idle by now"
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("place"), snapshots.TASKS.map(lambda those: those[:5])),
+        st.tuples(st.just("put"), snapshots.EXECUTORS),
+        st.tuples(st.just("remove"), st.integers(0, 4)),
+        st.tuples(st.just("report"), st.tuples(st.integers(0, 4), st.integers(-1, 4), st.floats(0, 3))),
+    ),
+    max_size=15,
+)
+
+
+@given(STEPS)
+def test_an_index_that_is_kept_places_as_one_made_anew(steps: list[tuple[str, object]]) -> None:
+    """Whatever was put, reported, removed and placed before: only what executors last said counts."""
+    kept = placement.Fleet(rules=RULES)
+    now: dict[int, snapshot.Executor] = {}
+    for what, value in steps:
+        match what, value:
+            case "put", list(executors):
+                for one in executors:
+                    now[one.agent_id] = one
+                    kept.put(one)
+            case "remove", int(agent_id):
+                now.pop(agent_id, None)
+                kept.remove(agent_id)
+            case "report", (int(agent_id), int(credits_), float(wait_s)) if agent_id in now:
+                old = now[agent_id]
+                now[agent_id] = snapshot.Executor(
+                    agent_id, old.site, old.labels, credits_, old.models, wait_s, old.bytes_per_s
+                )
+                kept.report(agent_id, credits_, wait_s)
+            case "place", list(tasks):
+                for one in now.values():  # what was given to it before is no longer so
+                    kept.report(one.agent_id, one.credits, one.predicted_wait_s)
+                fresh = placement.Fleet(now.values(), RULES)
+                for task in tasks:
+                    assert kept.place(task) == fresh.place(task)
+                    assert kept.room == fresh.room == sum(max(0, fresh.credits(n)) for n in now)
+
+
+def test_a_ranking_stays_as_large_as_its_executors() -> None:
+    """Reports come for years: outdated entries are dropped."""
+    fleet = placement.Fleet([snapshots.executor(n) for n in range(10)], RULES)
+    assert fleet.place(snapshots.task(1)) is not None
+    (pool,) = fleet._pools.values()
+    ranking = pool.ranking((0, 0))
+    for n in range(20_000):
+        fleet.report(n % 10, 1, 1000.0 - n / 20)
+    assert len(ranking.heap) <= 100
+
+
+def test_kinds_are_forgotten_before_they_fill_the_memory() -> None:
+    """Selectors are what users write: their number is not bounded, what is kept of them is."""
+    fleet = placement.Fleet([snapshots.executor(1, 10**6)], RULES)
+    for n in range(placement._KINDS + 10):
+        fleet.place(snapshots.task(n, selector=f"lot={n}"))
+    assert len(fleet._pools) <= placement._KINDS
+    assert fleet.place(snapshots.task(1)) is not None
