@@ -19,7 +19,7 @@ Tags of different priorities are never compared, so each priority has a clock of
 Tags need not be stored with tasks where those of one queue go in order of age: then the tag of a queue's
 next task is what `start` says at any time, and `stamp` and `serve` when it goes into service come to the
 same. Where several servers take from one order, and not each can serve each queue, virtual time may pass
-those that wait for a busy server: `keep` is for them.
+queues that wait for a busy server: `keep` is for them.
 
 For the bound with D servers see W. Jin, J. S. Chase, J. Kaur, "Interposed Proportional Sharing for a
 Storage Service Utility", SIGMETRICS 2004 (SFQ(D)); start tags without regard to the order of arrival go
@@ -29,8 +29,8 @@ SIGCOMM 1989.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -44,6 +44,18 @@ class FairState(msgspec.Struct, frozen=True):
     virtual_time: float = 0.0
     finish: dict[str, float] = {}
     """By queue: where its next task starts, unless virtual time has passed that."""
+    waiting: dict[str, float] = {}
+    """By queue that waits though virtual time may have passed it: where its next task starts."""
+
+
+class Group(NamedTuple):
+    """Queues that wait for the same servers."""
+
+    tags: Mapping[str, float]
+    """Their start tags."""
+    slack: float
+    """How far virtual time may be ahead of the first of them: about the largest cost / weight of a task,
+    since by theorem 1 queues that share a server are no farther apart than two such."""
 
 
 class FairClock:
@@ -53,6 +65,7 @@ class FairClock:
         state = state or FairState()
         self._now = state.virtual_time
         self._finish = dict(state.finish)
+        self._waiting = dict(state.waiting)
         self._room = _MANY
 
     @property
@@ -62,10 +75,11 @@ class FairClock:
 
     def start(self, queue: str) -> float:
         """The start tag that a task of `queue` would get now."""
-        return max(self._now, self._finish.get(queue, 0.0))
+        waiting = self._waiting.get(queue)
+        return max(self._now, self._finish.get(queue, 0.0)) if waiting is None else waiting
 
-    def stamp(self, queue: str, weight: float, cost: float) -> float:
-        """The start tag of a task that joins `queue` now.
+    def stamp(self, queue: str, weight: float, cost: float, start: float | None = None) -> float:
+        """The start tag of a task that joins `queue` now; or that was looked at before, and was told `start`.
 
         `cost` is what the task takes, in any unit that all queues share (items, or seconds);
         `weight` the queue's share against the others'. Both must be above zero.
@@ -73,7 +87,8 @@ class FairClock:
         """
         if not (weight > 0 and cost > 0):
             raise ValueError(f"queue {queue!r}: weight {weight} and cost {cost} must both be above zero")
-        start = self.start(queue)
+        if start is None:
+            start = self.start(queue)
         if len(self._finish) >= self._room:
             self._forget()
             self._room = max(_MANY, 2 * len(self._finish))
@@ -84,18 +99,21 @@ class FairClock:
         """A task with that start tag goes into service."""
         self._now = max(self._now, tag)
 
-    def keep(self, waiting: Mapping[str, float]) -> None:
-        """Queues that wait for one kind of server, with their start tags; virtual time may have passed these.
+    def keep(self, groups: Iterable[Group]) -> None:
+        """These queues, and no others, wait on; what each is due is not forgotten.
 
-        Those that it passed are moved on by the same time, so that the first of them starts now. So
-        they stay as far apart as they were, and their shares of that server go on to follow their
-        weights; and against the queues that were served meanwhile elsewhere they earn no credit.
+        Virtual time may have passed queues that could not be served, for want of a server that takes their
+        tasks. Their tags stay as they are, within the slack of their group; beyond it the whole group is
+        moved on by the same time. So its queues stay as far apart as they were, and go on to share
+        their servers by weight; and against those that were served elsewhere, and against newcomers,
+        they earn no more credit than the slack.
         """
-        passed = {queue: tag for queue, tag in waiting.items() if tag < self._now}
-        if passed:
-            behind = self._now - min(passed.values())
-            for queue, tag in passed.items():
-                self._finish[queue] = tag + behind
+        self._waiting = {}
+        for group in groups:
+            behind = self._now - min(group.tags.values(), default=self._now)
+            on = max(0.0, behind - group.slack)
+            for queue, tag in group.tags.items():
+                self._waiting[queue] = tag + on if tag < self._now else tag
 
     def refund(self, queue: str, weight: float, cost: float) -> None:
         """A task that was stamped leaves without being served: cancelled, expired, or handed over.
@@ -118,7 +136,7 @@ class FairClock:
     def state(self) -> FairState:
         """What to store, so that `FairClock(state)` goes on from here."""
         self._forget()
-        return FairState(self._now, dict(self._finish))
+        return FairState(self._now, dict(self._finish), dict(self._waiting))
 
     def _forget(self) -> None:
         """A queue whose last task ends before now is as one that never was."""

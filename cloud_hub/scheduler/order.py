@@ -8,7 +8,7 @@ when it is looked at. One clock for each effective priority.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -56,8 +56,8 @@ class Order:
         self._levels: list[dict[str, _Line]] = [{} for _ in range(HIGHEST + 1)]
         self._turns: list[tuple[float, bytes, _Line]] = []
         """The lines of this level, a heap by (start tag, id of the oldest task)."""
-        self._waiting: defaultdict[str, list[_Line]] = defaultdict(list)
-        """Lines of this level that ended because no executor had room, by the model they wait for."""
+        self._waiting: list[_Line] = []
+        """Lines of this level that wait on, because no executor had room."""
         for head in heads:
             if head.tasks:
                 self._join(_Cursor(head))
@@ -84,8 +84,10 @@ class Order:
         line = self._turns[0][2]
         queue = line.queue
         clock = self.clocks[self.level]
-        clock.serve(clock.stamp(queue.name, queue.weight, cost_s))
-        line.start = clock.start(queue.name)
+        clock.serve(clock.stamp(queue.name, queue.weight, cost_s, line.start))
+        step = cost_s / queue.weight
+        line.start += step
+        line.longest = max(line.longest, step)
         if queue.name in self._room:
             self._room[queue.name] -= 1
         self._advance(line)
@@ -107,8 +109,10 @@ class Order:
 
     def close(self) -> dict[int, fairness.FairClock]:
         """End the pass here; returns `clocks`, which now know of those that wait on."""
-        for lines in self._waiting.values():
-            self.clocks[self.level].keep({line.queue.name: line.start for line in lines})
+        clock = self.clocks.get(self.level)
+        if clock is not None:
+            ahead = {line.queue.name: line.start for _, _, line in self._turns}
+            clock.keep([fairness.Group(ahead, math.inf), *_groups(self._waiting)])
         self._waiting.clear()
         return self.clocks
 
@@ -154,11 +158,12 @@ class Order:
     def _leave(self, line: _Line) -> None:
         """The first cursor of a line is of a class without room."""
         cursor = heapq.heappop(line.cursors)[1]
+        line.models.add(cursor.tasks[0].model)
         if line.cursors:
             heapq.heapreplace(self._turns, (line.start, line.cursors[0][0], line))
         else:
             heapq.heappop(self._turns)
-            self._waiting[cursor.tasks[0].model].append(line)
+            self._waiting.append(line)
 
 
 class _Cursor:
@@ -177,11 +182,34 @@ class _Cursor:
 class _Line:
     """The tasks of one queue on one level."""
 
-    __slots__ = ("cursors", "queue", "start")
+    __slots__ = ("cursors", "longest", "models", "queue", "start")
 
     def __init__(self, queue: snapshot.Queue) -> None:
         self.queue = queue
         self.start = 0.0
         """Start tag of the next task: fixed while it waits, whatever virtual time does."""
+        self.longest = 0.0
+        """The largest cost / weight of a task that it was given in this pass."""
+        self.models: set[str] = set()
+        """Those that it waits for."""
         self.cursors: list[tuple[bytes, _Cursor]] = []
         """A heap by the id of the next task: age."""
+
+
+def _groups(lines: Iterable[_Line]) -> list[fairness.Group]:
+    """Lines that wait for the same models, be it by way of others, wait for the same executors."""
+    parts: list[tuple[set[str], list[_Line]]] = []
+    for line in lines:
+        models, members = set(line.models), [line]
+        apart = []
+        for part in parts:
+            if part[0] & models:
+                models |= part[0]
+                members += part[1]
+            else:
+                apart.append(part)
+        parts = [*apart, (models, members)]
+    return [
+        fairness.Group({one.queue.name: one.start for one in members}, max(one.longest for one in members))
+        for _, members in parts
+    ]

@@ -28,6 +28,12 @@ _KINDS: Final = 8192
 _SLACK: Final = 64
 """So many outdated entries a ranking may hold, beside one for each seat."""
 
+FEW: Final = 16
+"""So many executors are compared one by one: a ranking would not be quicker."""
+
+Size = tuple[int, int]
+"""Of a task: powers of 4 of items, powers of 16 of bytes."""
+
 _Entry: TypeAlias = "tuple[float, int, _Seat]"
 """Predicted completion of a task of the ranking's size, the agent, its seat."""
 
@@ -92,19 +98,23 @@ class Fleet:
             self._forget()
         elif known.executor.models != executor.models or known.executor.bytes_per_s != executor.bytes_per_s:
             known.executor = executor
-            for seat in known.seats:
-                seat.measure(self._rules)
+            for member in known.memberships:
+                member.measure(self._rules)
         self.report(executor.agent_id, executor.credits, executor.predicted_wait_s)
 
     def report(self, agent_id: int, credits_: int, predicted_wait_s: float) -> None:
         """The same executor as before, with other credits or another wait."""
         load = self._loads[agent_id]
+        load.advertised_s = predicted_wait_s
+        if credits_ == load.credits and predicted_wait_s == load.wait_s:
+            return
         self._room += max(0, credits_) - max(0, load.credits)
         load.credits = credits_
-        load.wait_s = load.advertised_s = predicted_wait_s
+        load.wait_s = predicted_wait_s
         if credits_ > 0:
             for seat in load.seats:
-                seat.rise()
+                if seat.entry is None or predicted_wait_s + seat.base_s < seat.entry[0]:
+                    seat.rise()
 
     def remove(self, agent_id: int) -> None:
         """An executor is no more."""
@@ -137,7 +147,7 @@ class Fleet:
             return None
         members = self._pool(task.model, task.version, task.selector, None).members
         origin = members.get(task.origin_agent)
-        if origin is None or len(members) == 1 or origin.advertised_s <= 0:
+        if origin is None or len(members) == 1 or origin.load.advertised_s <= 0:
             return None
         return task.origin_agent
 
@@ -149,30 +159,30 @@ class Fleet:
         origin = None if task.origin_agent is None else self.barred(task)
         items = max(1, task.items)
         size = items.bit_length() // 2, task.payload_bytes.bit_length() // 4
-        seats = pool.ranking(size).first(CONSIDERED, origin)
+        able = pool.first(size, origin)
         if task.home is not None:
             near = self._pool(task.model, task.version, task.selector, task.home)
             if near.members:
-                away = [seat for seat in seats if seat.load.executor.site != task.home]
-                seats = near.ranking(size).first(CONSIDERED, origin) + away
-        if not seats:
+                away = [member for member in able if member.load.executor.site != task.home]
+                able = near.first(size, origin) + away
+        if not able:
             return None
-        scored: list[tuple[float, int, _Seat]] = []
-        for seat in seats:
-            load = seat.load
-            predicted_s = load.wait_s + task.payload_bytes * seat.s_per_byte + items * seat.s_per_item
+        scored: list[tuple[float, int, _Member]] = []
+        for member in able:
+            load = member.load
+            predicted_s = load.wait_s + task.payload_bytes * member.s_per_byte + items * member.s_per_item
             if task.home is not None and load.executor.site != task.home:
                 predicted_s += self._rules.away_s
-            scored.append((predicted_s, load.agent_id, seat))
+            scored.append((predicted_s, load.agent_id, member))
         scored.sort(key=_SCORE)
-        predicted_s, agent_id, seat = scored[0]
-        load = seat.load
-        run_s = items * seat.s_per_item
+        predicted_s, agent_id, best = scored[0]
+        load = best.load
+        run_s = items * best.s_per_item
         choice = Choice(
             agent_id,
             predicted_s,
             load.wait_s,
-            task.payload_bytes * seat.s_per_byte,
+            task.payload_bytes * best.s_per_byte,
             run_s,
             len(pool.members),
             tuple((other, score) for score, other, _ in scored[1:CONSIDERED]),
@@ -203,6 +213,7 @@ class Fleet:
         if self._pools:
             self._pools.clear()
             for load in self._loads.values():
+                load.memberships.clear()
                 load.seats.clear()
 
 
@@ -214,13 +225,14 @@ def fleet(executors: Iterable[snapshot.Executor] | Fleet, rules: snapshot.Rules)
 class _Load:
     """An executor, with what it was given since it reported."""
 
-    __slots__ = ("advertised_s", "agent_id", "credits", "executor", "seats", "wait_s")
+    __slots__ = ("advertised_s", "agent_id", "credits", "executor", "memberships", "seats", "wait_s")
 
     def __init__(self, executor: snapshot.Executor) -> None:
         self.executor = executor
         self.agent_id = executor.agent_id
         self.credits = 0
         self.advertised_s = self.wait_s = executor.predicted_wait_s
+        self.memberships: list[_Member] = []
         self.seats: list[_Seat] = []
 
     def alike(self, executor: snapshot.Executor) -> bool:
@@ -236,32 +248,57 @@ class _Load:
         return any(name == model and version in (None, has) for name, has in self.executor.models)
 
 
+class _Member:
+    """An executor in one pool: how fast it is at that kind of task."""
+
+    __slots__ = ("_model", "_version", "load", "s_per_byte", "s_per_item", "seats")
+
+    def __init__(self, load: _Load, model: str, version: str | None, rules: snapshot.Rules) -> None:
+        self.load = load
+        self.seats: list[_Seat] = []
+        self._model = model
+        self._version = version
+        self.s_per_byte = self.s_per_item = 0.0
+        self.measure(rules)
+        load.memberships.append(self)
+
+    def measure(self, rules: snapshot.Rules) -> None:
+        """Take over the executor's speeds."""
+        executor = self.load.executor
+        speeds = [
+            speed
+            for (name, has), speed in executor.models.items()
+            if name == self._model and self._version in (None, has)
+        ]
+        self.s_per_item = 1.0 / (max(speeds) or rules.unmeasured_items_per_s)
+        self.s_per_byte = 1.0 / (executor.bytes_per_s or rules.unmeasured_bytes_per_s)
+        for seat in self.seats:
+            seat.measure()
+
+
 class _Pool:
     """The executors that can run one kind of task."""
 
-    __slots__ = ("_model", "_rankings", "_rules", "_version", "members")
+    __slots__ = ("_rankings", "members")
 
     def __init__(
         self, model: str, version: str | None, rules: snapshot.Rules, loads: Iterable[_Load]
     ) -> None:
-        self.members = {load.agent_id: load for load in loads}
-        self._model = model
-        self._version = version
-        self._rules = rules
-        self._rankings: dict[tuple[int, int], _Ranking] = {}
+        self.members = {load.agent_id: _Member(load, model, version, rules) for load in loads}
+        self._rankings: dict[Size, _Ranking] = {}
 
-    def ranking(self, size: tuple[int, int]) -> _Ranking:
-        """The ranking for tasks of about that size: powers of 4 of items, powers of 16 of bytes."""
+    def first(self, size: Size, barred: int | None) -> list[_Member]:
+        """Executors with room, `barred` aside: the first for tasks of that size, or all if they are few."""
+        if len(self.members) <= FEW:
+            return [
+                member
+                for agent_id, member in self.members.items()
+                if member.load.credits > 0 and agent_id != barred
+            ]
         ranking = self._rankings.get(size)
         if ranking is None:
-            ranking = self._rankings[size] = _Ranking(4.0 ** size[0], 2 * 16.0 ** size[1])
-            for load in self.members.values():
-                seat = _Seat(ranking, load, self._model, self._version)
-                seat.measure(self._rules)
-                load.seats.append(seat)
-                if load.credits > 0:
-                    seat.rise()
-        return ranking
+            ranking = self._rankings[size] = _Ranking(size, self.members.values())
+        return ranking.first(CONSIDERED, barred)
 
 
 class _Ranking:
@@ -269,31 +306,35 @@ class _Ranking:
 
     __slots__ = ("heap", "items", "payload_bytes", "seats")
 
-    def __init__(self, items: float, payload_bytes: float) -> None:
-        self.items = items
-        self.payload_bytes = payload_bytes
-        self.seats = 0
+    def __init__(self, size: Size, members: Collection[_Member]) -> None:
+        self.items = 4.0 ** size[0]
+        self.payload_bytes = 2.0 * 16.0 ** size[1]
+        self.seats = len(members)
         self.heap: list[_Entry] = []
         """Each seat with room has one entry that counts, and outdated ones maybe.
 
         It is a lower bound: its executor does not complete such a task sooner.
         """
+        for member in members:
+            seat = _Seat(self, member)
+            if member.load.credits > 0:
+                seat.rise()
 
-    def first(self, count: int, barred: int | None) -> list[_Seat]:
+    def first(self, count: int, barred: int | None) -> list[_Member]:
         """The first `count` with room, `barred` aside, in order."""
         heap = self.heap
         taken: list[_Entry] = []
         found = 0
         while heap and found < count:
             entry = heap[0]
-            rank, agent_id, seat = entry
+            completion_s, agent_id, seat = entry
             load = seat.load
             if seat.entry is not entry:
                 heapq.heappop(heap)
             elif load.credits <= 0:
                 heapq.heappop(heap)
                 seat.entry = None
-            elif load.wait_s + seat.base_s > rank:
+            elif load.wait_s + seat.base_s > completion_s:
                 seat.entry = (load.wait_s + seat.base_s, agent_id, seat)
                 heapq.heapreplace(heap, seat.entry)
             else:
@@ -301,7 +342,7 @@ class _Ranking:
                 found += agent_id != barred
         for entry in taken:
             heapq.heappush(heap, entry)
-        return [seat for _, agent_id, seat in taken if agent_id != barred]
+        return [seat.member for _, agent_id, seat in taken if agent_id != barred]
 
     def push(self, entry: _Entry) -> None:
         """An entry that counts from now."""
@@ -314,33 +355,26 @@ class _Ranking:
 class _Seat:
     """An executor's place in one ranking."""
 
-    __slots__ = ("_model", "_version", "base_s", "entry", "load", "ranking", "s_per_byte", "s_per_item")
+    __slots__ = ("_ranking", "base_s", "entry", "load", "member")
 
-    def __init__(self, ranking: _Ranking, load: _Load, model: str, version: str | None) -> None:
-        self.ranking = ranking
-        ranking.seats += 1
-        self.load = load
+    def __init__(self, ranking: _Ranking, member: _Member) -> None:
+        self._ranking = ranking
+        self.member = member
+        self.load = member.load
         self.entry: _Entry | None = None
         """The one that counts in the ranking's heap; None if there is none."""
-        self._model = model
-        self._version = version
-        self.base_s = self.s_per_byte = self.s_per_item = 0.0
+        self.base_s = 0.0
+        """What a task of the ranking's size takes there, its wait aside."""
+        self.measure()
+        member.seats.append(self)
+        self.load.seats.append(self)
 
-    def measure(self, rules: snapshot.Rules) -> None:
-        """Take over the executor's speeds."""
-        executor = self.load.executor
-        speeds = [
-            speed
-            for (name, has), speed in executor.models.items()
-            if name == self._model and self._version in (None, has)
-        ]
-        self.s_per_item = 1.0 / (max(speeds) or rules.unmeasured_items_per_s)
-        self.s_per_byte = 1.0 / (executor.bytes_per_s or rules.unmeasured_bytes_per_s)
-        self.base_s = self.ranking.items * self.s_per_item + self.ranking.payload_bytes * self.s_per_byte
+    def measure(self) -> None:
+        """Take over the member's speeds."""
+        member, ranking = self.member, self._ranking
+        self.base_s = ranking.items * member.s_per_item + ranking.payload_bytes * member.s_per_byte
 
     def rise(self) -> None:
-        """The executor has room, and maybe completes sooner than its entry says: then it gets another."""
-        completion_s = self.load.wait_s + self.base_s
-        if self.entry is None or completion_s < self.entry[0]:
-            self.entry = (completion_s, self.load.agent_id, self)
-            self.ranking.push(self.entry)
+        """The executor has room, and sooner than its entry says: it gets another."""
+        self.entry = (self.load.wait_s + self.base_s, self.load.agent_id, self)
+        self._ranking.push(self.entry)

@@ -112,7 +112,7 @@ class Held:
 class Rules:
     """The policy's parameters."""
 
-    aging_s: float = 60.0
+    aging_s: float = 300.0
     """Waiting so long raises a task's priority by one; 0: never."""
     aging_cap: int = 9
     """How many priorities waiting can raise a task, at most."""

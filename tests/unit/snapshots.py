@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cloud_hub.scheduler import placement, snapshot
 
-RULES = snapshot.Rules()
+RULES = snapshot.Rules(aging_s=60.0)
 NO_AGING = snapshot.Rules(aging_s=0)
 
 MODELS = ("m", "n")

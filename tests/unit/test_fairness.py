@@ -173,17 +173,25 @@ def test_a_tag_can_be_computed_when_it_is_looked_at(steps: list[tuple[str, float
 
 
 def test_those_that_wait_while_time_passes_stay_as_far_apart() -> None:
-    """Virtual time passed two that wait: the first of them starts now, the other as much later as before."""
+    """Virtual time passed two that wait: both are moved on alike, to within the slack; who is ahead stays."""
     clock = fairness.FairClock()
-    clock.serve(clock.stamp("near", 1, 3))
-    clock.serve(clock.stamp("far", 1, 10))
-    clock.stamp("ahead", 1, 200)
-    waiting = {queue: clock.start(queue) for queue in ("near", "far", "ahead")}
     clock.serve(100)
-    clock.keep(waiting)
-    assert {queue: clock.start(queue) for queue in waiting} == {"near": 100, "far": 107, "ahead": 200}
-    clock.keep({})
-    assert clock.now == 100
+    tags = {"near": 3.0, "far": 10.0, "ahead": 200.0}
+    clock.keep([fairness.Group(tags, slack=20.0)])
+    assert {queue: clock.start(queue) for queue in tags} == {"near": 80, "far": 87, "ahead": 200}
+    again = fairness.FairClock(clock.state())
+    assert again.start("near") == 80, "what is due is stored"
+    assert again.stamp("near", 1, 5, start=80) == 80
+    again.keep([])
+    assert again.start("near") == again.now == 100, "who waits no more has no claim"
+
+
+def test_a_small_delay_is_made_up_for() -> None:
+    """Within the slack nothing is moved: who was passed over for one task goes first."""
+    clock = fairness.FairClock()
+    clock.serve(100)
+    clock.keep([fairness.Group({"a": 95.0}, slack=10.0), fairness.Group({"b": 96.0}, slack=4.0)])
+    assert (clock.start("a"), clock.start("b"), clock.start("c")) == (95, 96, 100)
 
 
 def test_a_copy_goes_its_own_way() -> None:

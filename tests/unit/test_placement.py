@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -133,7 +134,7 @@ def test_all_of_a_selector_must_match(selector: str, able: list[int]) -> None:
 
 @given(
     speeds=st.lists(
-        st.tuples(st.floats(0, 100), st.floats(1, 1000), st.floats(1e4, 1e8)), min_size=1, max_size=30
+        st.tuples(st.floats(0, 100), st.floats(1, 1000), st.floats(1e4, 1e8)), min_size=1, max_size=40
     ),
     size=st.integers(0, 4),
 )
@@ -167,9 +168,17 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS)
-def test_an_index_that_is_kept_places_as_one_made_anew(steps: list[tuple[str, object]]) -> None:
-    """Whatever was put, reported, removed and placed before: only what executors last said counts."""
+@given(STEPS, st.sampled_from([0, 16]))
+def test_an_index_that_is_kept_places_as_one_made_anew(steps: list[tuple[str, object]], few: int) -> None:
+    """Whatever was put, reported, removed and placed before: only what executors last said counts.
+
+    With so few executors as here they would all be compared; so they are ranked as well.
+    """
+    with mock.patch.object(placement, "FEW", few):
+        _follow(steps)
+
+
+def _follow(steps: list[tuple[str, object]]) -> None:
     kept = placement.Fleet(rules=RULES)
     now: dict[int, snapshot.Executor] = {}
     for what, value in steps:
@@ -198,13 +207,13 @@ def test_an_index_that_is_kept_places_as_one_made_anew(steps: list[tuple[str, ob
 
 def test_a_ranking_stays_as_large_as_its_executors() -> None:
     """Reports come for years: outdated entries are dropped."""
-    fleet = placement.Fleet([snapshots.executor(n) for n in range(10)], RULES)
+    fleet = placement.Fleet([snapshots.executor(n) for n in range(50)], RULES)
     assert fleet.place(snapshots.task(1)) is not None
     (pool,) = fleet._pools.values()
-    ranking = pool.ranking((0, 0))
+    (ranking,) = pool._rankings.values()
     for n in range(20_000):
-        fleet.report(n % 10, 1, 1000.0 - n / 20)
-    assert len(ranking.heap) <= 100
+        fleet.report(n % 50, 1, 1000.0 - n / 20)
+    assert len(ranking.heap) <= 200
 
 
 def test_kinds_are_forgotten_before_they_fill_the_memory() -> None:
