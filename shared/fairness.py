@@ -116,10 +116,14 @@ class FairClock:
                 self._waiting[queue] = tag + on if tag < self._now else tag
 
     def refund(self, queue: str, weight: float, cost: float) -> None:
-        """A task that was stamped leaves without being served: cancelled, expired, or handed over.
+        """A task that was stamped leaves without being served, or for the part that was not: cancelled,
+        expired, handed over, preempted.
 
-        The queue's next tasks are not charged for it. Those that wait keep their tags.
+        The queue's next tasks are not charged for it. Those that wait with tags of their own keep them.
         """
+        waiting = self._waiting.get(queue)
+        if waiting is not None:
+            self._waiting[queue] = min(waiting, max(self._now, waiting - cost / weight))
         finish = self._finish.get(queue)
         if finish is not None:
             self._finish[queue] = max(self._now, finish - cost / weight)

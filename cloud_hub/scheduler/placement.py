@@ -100,21 +100,15 @@ class Fleet:
             known.executor = executor
             for member in known.memberships:
                 member.measure(self._rules)
-        self.report(executor.agent_id, executor.credits, executor.predicted_wait_s)
+        self._set(self._loads[executor.agent_id], executor.credits, executor.predicted_wait_s)
 
     def report(self, agent_id: int, credits_: int, predicted_wait_s: float) -> None:
         """The same executor as before, with other credits or another wait."""
         load = self._loads[agent_id]
-        load.advertised_s = predicted_wait_s
-        if credits_ == load.credits and predicted_wait_s == load.wait_s:
-            return
-        self._room += max(0, credits_) - max(0, load.credits)
-        load.credits = credits_
-        load.wait_s = predicted_wait_s
-        if credits_ > 0:
-            for seat in load.seats:
-                if seat.entry is None or predicted_wait_s + seat.base_s < seat.entry[0]:
-                    seat.rise()
+        if (credits_, predicted_wait_s) == (load.credits, load.wait_s):
+            load.advertised_s = predicted_wait_s
+        else:
+            self._set(load, credits_, predicted_wait_s)
 
     def remove(self, agent_id: int) -> None:
         """An executor is no more."""
@@ -191,6 +185,15 @@ class Fleet:
         load.wait_s += run_s
         self._room -= 1
         return choice
+
+    def _set(self, load: _Load, credits_: int, predicted_wait_s: float) -> None:
+        self._room += max(0, credits_) - max(0, load.credits)
+        load.credits = credits_
+        load.wait_s = load.advertised_s = predicted_wait_s
+        if credits_ > 0:
+            for seat in load.seats:
+                if seat.entry is None or predicted_wait_s + seat.base_s < seat.entry[0]:
+                    seat.rise()
 
     def _pool(self, model: str, version: str | None, selector: str, site: str | None) -> _Pool:
         """The executors for a kind of task, at one site or anywhere."""

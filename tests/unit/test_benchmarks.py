@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import edge, figures, footprint, transport
+from benchmarks import edge, figures, footprint, simulate, transport
 
 
 def figures_in(path: Path, name: str) -> dict[str, Any]:
@@ -46,6 +46,19 @@ def test_footprint_weighs_an_agent_that_loads_nothing_of_the_cloud(tmp_path: Pat
     told = figures_in(written, "footprint")
     assert 0 < told["idle_rss_mb"] <= told["flood_rss_mb"]
     assert told["flood_waiting"] > 0
+
+
+def test_simulate_ends_every_task_in_a_small_world(tmp_path: Path) -> None:
+    """All that arrives runs; urgent tasks wait less than by a plain policy, and shares follow weights."""
+    written = tmp_path / "figures.json"
+    assert simulate.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "simulate")
+    assert told["tasks"] == 10_000
+    assert 0 <= told["share_error"] < 0.25 < told["plain_share_error"]
+    assert told["wait_p50_s"]["8"] <= told["wait_p50_s"]["3"]
+    assert told["ratio_to_plain_wait_p99"] > 1
+    assert 0.5 < told["utilisation"] <= 1
+    assert 0 <= told["overflow"] <= 1
 
 
 def test_a_file_of_figures_keeps_what_other_benchmarks_wrote(tmp_path: Path) -> None:

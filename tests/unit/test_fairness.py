@@ -102,6 +102,18 @@ def test_tasks_that_left_unserved_are_not_charged() -> None:
     clock.refund("unknown", 1, 1)
 
 
+def test_a_queue_that_waits_gets_its_refund_at_once() -> None:
+    """What a preempted task did not run makes its queue's next one come sooner, never before now."""
+    clock = fairness.FairClock()
+    clock.serve(100)
+    clock.keep([fairness.Group({"a": 130.0, "b": 90.0}, slack=20.0)])
+    clock.refund("a", 2, 20)
+    clock.refund("b", 1, 20)
+    assert (clock.start("a"), clock.start("b")) == (120, 90)
+    clock.refund("a", 1, 50)
+    assert clock.start("a") == 100
+
+
 def test_a_refund_never_reaches_into_the_past() -> None:
     """Taking back more than is left does not earn a queue credit either."""
     clock = fairness.FairClock()

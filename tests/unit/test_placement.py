@@ -205,6 +205,20 @@ def _follow(steps: list[tuple[str, object]]) -> None:
                     assert kept.room == fresh.room == sum(max(0, fresh.credits(n)) for n in now)
 
 
+def test_an_executor_that_got_faster_comes_first() -> None:
+    """Measured anew, with the credits and the wait of before: the ranking knows."""
+    executors = [snapshots.executor(n) for n in range(40)]
+    fleet = placement.Fleet(executors, RULES)
+    one = snapshots.task(1, items=100)
+    first = fleet.place(one)
+    assert first is not None
+    assert first.agent_id == 0
+    fleet.put(snapshots.executor(33, models={("m", "1"): 200.0}))
+    second = fleet.place(one)
+    assert second is not None
+    assert second.agent_id == 33
+
+
 def test_a_ranking_stays_as_large_as_its_executors() -> None:
     """Reports come for years: outdated entries are dropped."""
     fleet = placement.Fleet([snapshots.executor(n) for n in range(50)], RULES)
