@@ -251,7 +251,8 @@ class Agent:
             await self._uplink.flush()
 
     def _finished(self, finished: Sequence[records.Finished]) -> None:
-        """Tasks whose end is committed: answer their devices."""
+        """Tasks whose end is committed: answer their devices, or wait for the hub's answer."""
+        self._hub.handed_over.update(one.task_id for one in finished if one.given_back)
         if self._replies is not None:
             self._replies.put([one.reply for one in finished if one.reply is not None])
 

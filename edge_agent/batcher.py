@@ -43,10 +43,17 @@ class Waiting(msgspec.Struct, frozen=True, gc=False):
     not_after: float | None = None
     """Monotonic seconds at which its answer is of no use any more."""
     payload_bytes: int = 0
+    alone: bool = False
+    """It goes on from a checkpoint: not in a batch with others."""
 
     @property
     def key(self) -> models.Key:
         return self.model.key
+
+    @property
+    def long(self) -> bool:
+        """Whether it takes more than one batch, or goes on after one."""
+        return self.alone or self.items > self.model.max_batch
 
     @property
     def order(self) -> Order:
@@ -140,15 +147,15 @@ class Batcher:
         self._expire(now)
         if not self._groups:
             return None
-        # One step for each model that has tasks waiting, not for each task.
-        group = min(self._groups.values(), key=lambda group: group.best.first().task.order)
+        group = self._best()
         if not (group.full if ahead else self._is_ready(group, now)):
             return None
         tasks: list[Waiting] = []
         items = 0
         while group.tasks > 0:
             task = group.best.first().task
-            if tasks and items + task.items > group.model.manifest.batching.max_batch:
+            crowded = items + task.items > group.model.manifest.batching.max_batch
+            if tasks and (crowded or task.alone or tasks[-1].alone):
                 break
             self._remove(task.task_id)
             tasks.append(task)
@@ -171,6 +178,11 @@ class Batcher:
             wake = min(wake, deadline.task.not_after)
         return wake
 
+    def first(self, now: float) -> Waiting | None:
+        """The task that goes first, whether its batch is ready or not."""
+        self._expire(now)
+        return self._best().best.first().task if self._groups else None
+
     def expired(self, now: float) -> list[Waiting]:
         """Tasks whose `not_after` has come; each is handed out once, and waits no longer."""
         self._expire(now)
@@ -189,6 +201,10 @@ class Batcher:
         """Take out the task that would go last, to make room for a better one."""
         last = self.worst()
         return None if last is None else self._remove(last.task_id)
+
+    def _best(self) -> _Group:
+        """The tasks of the model whose turn it is: one step for each model that waits, not for each task."""
+        return min(self._groups.values(), key=lambda group: group.best.first().task.order)
 
     def _is_ready(self, group: _Group, now: float) -> bool:
         return len(self._groups) > 1 or group.full or group.ready.first().ready_at <= now

@@ -20,6 +20,12 @@ class Hub:
         self._linked = False
         self._heard = float("-inf")
         self._lost = time.monotonic()
+        self._linked_at = 0.0
+
+    @property
+    def link_up_s(self) -> float:
+        """For how long the link to the cloud's broker has been connected; 0 while it is not."""
+        return time.monotonic() - self._linked_at if self._linked else 0.0
 
     @property
     def reachable(self) -> bool:
@@ -40,4 +46,6 @@ class Hub:
 
     def link_changed(self, connected: bool) -> None:
         self._linked = connected
+        if connected:
+            self._linked_at = time.monotonic()
         self._lost = time.monotonic()

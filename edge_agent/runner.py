@@ -3,7 +3,7 @@
     window -> engine (threads) -> finisher -> journal, then replies
 
 A task leaves the books only with the commit that holds its rows and its reply, so a crash anywhere
-runs it again.
+runs it again; one of many items from its checkpoint on (see `slices`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
-import msgspec
-
-from edge_agent import clock, engine, models, outcomes, verdicts, window
+from edge_agent import clock, ends, engine, leases, models, outcomes, slices, verdicts, window
 from edge_agent.journal import journal, records
 from shared import tasks
 
@@ -27,14 +25,18 @@ log: Final = logging.getLogger(__name__)
 
 CRASHES: Final = 3
 """A task that was running when the agent died so often is set aside: it may be what kills it."""
-FINISHING: Final = 512
-"""Finished tasks that wait for their commit, at most: then the engine waits too."""
-
 DEADLINE_LOOK_S: Final = 0.05
 """While tasks wait, passed deadlines are looked for this often; no batch is formed with one anyway."""
 
-_Result = Sequence[outcomes.Outcome] | None
-"""The outcomes of a task's items; None if it was cancelled between two of them."""
+Wish = Literal[slices.Stop.CANCEL, slices.Stop.PREEMPT]
+"""What the hub may want of a task that is here."""
+
+
+class _Member(NamedTuple):
+    """A task whose turn has come, and its payload."""
+
+    task: records.Task
+    work: engine.Work
 
 
 class Runner:
@@ -61,37 +63,68 @@ class Runner:
         self._offset = offset
         self._site = site
         self._threads = threads
-        self._on_finished = on_finished
         self._syncs = syncs
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="inference")
-        self._cancelled: set[bytes] = set()
-        self._finishing: asyncio.Queue[records.Finished] = asyncio.Queue(FINISHING)
+        self._wishes: dict[bytes, Wish] = {}
+        """Of tasks that are to stop, and have not yet."""
         self._stopping = False
-        self._unfinished = 0
-        """Tasks taken from the window whose end is not committed."""
-        self._quiet = asyncio.Event()
         self._turns = asyncio.Event()
         self._ends = asyncio.Event()
-        self._leases: dict[bytes, tuple[int, int | None]] = {}
-        """Of each task of the hub: its attempt, and the items done once it runs."""
+        self._leases = leases.Leases()
         self._busy = 0
         """Batches that run, or wait for their thread."""
+        self._long = 0
+        """Tasks that run slice by slice."""
         self.running = 0
         self.counts: Counter[str] = Counter()
+        self._out = ends.Ends(
+            book,
+            site,
+            self.counts,
+            on_finished=on_finished,
+            on_gone=self._gone,
+            on_again=self._again,
+            syncs=syncs,
+        )
 
-    def offer(self, arrived: Iterable[records.Task]) -> None:
+    def offer(self, arrived: Sequence[records.Task]) -> None:
         """Tasks that the journal has committed and that are to run here."""
-        for task in arrived:
-            if task.origin is records.Origin.HUB:
-                self._leases[task.task_id] = (task.attempt, None)
-            self._window.offer([task])
+        self._leases.note(arrived)
+        self._window.offer(arrived)
         self.wake()
 
-    def cancel(self, task_id: bytes) -> bool:
-        """End a task at the next item boundary; False if it is not here."""
-        if task_id not in self._window:
+    def renew(self, renewed: Iterable[records.Renewed]) -> None:
+        """Tasks that are to run here already have newer attempts. What runs goes on under its new number:
+        a task never runs twice at a time."""
+        for before, task in renewed:
+            self._leases.note([task])
+            if self._wishes.get(task.task_id) is slices.Stop.PREEMPT:
+                del self._wishes[task.task_id]  # that was the older attempt
+            self._window.renew(before, task)
+        self.wake()
+
+    async def stop_task(self, task_id: bytes, wish: Wish, attempt: int | None = None) -> bool:
+        """Have a task stop at once if it waits, else at the next item boundary; False if it is not here.
+
+        `attempt` fences: a word about another attempt than the one that is here is for nobody. A batch that
+        runs is not cut, so a task that is whole in it comes to its end.
+        """
+        held = self._window.get(task_id)
+        if held is None:
+            found = (await self._journal.find([task_id])).get(task_id)
+            held = self._window.get(task_id)  # it may have come in meanwhile
+            if held is None:
+                if (
+                    found is None
+                    or found.holder is not records.Holder.EDGE
+                    or not _meant(found, wish, attempt)
+                ):
+                    return False
+                self._window.hold(found)
+                held = found
+        if not _meant(held, wish, attempt):
             return False
-        self._cancelled.add(task_id)
+        self._wishes[task_id] = wish
         self._ends.set()
         return True
 
@@ -105,15 +138,9 @@ class Runner:
         self._turns.set()
         self._ends.set()
 
-    def leases(self) -> Iterator[tuple[bytes, int, int]]:
-        """(task id, attempt, progress) of the hub's tasks here.
-
-        Progress counts items: of the task once it runs, of the whole agent while it waits its turn, so
-        that a lease is kept alive by work and by nothing else.
-        """
-        done = self.counts["items"]
-        for task_id, (attempt, own) in self._leases.items():
-            yield task_id, attempt, done if own is None else done + own
+    def leases(self) -> Iterator[leases.Report]:
+        """Of each of the hub's tasks here, how far it is."""
+        return self._leases.reports(self.counts["items"])
 
     async def run(self) -> None:
         """Run what waits until cancelled."""
@@ -123,46 +150,53 @@ class Runner:
                 for number in range(self._threads + 1):
                     group.create_task(self._run_turns(), name=f"runner: turns {number}")
                 group.create_task(self._end_what_waits(), name="runner: deadlines")
-                group.create_task(self._finish(), name="runner: finish")
+                group.create_task(self._out.run(), name="runner: finish")
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def stop(self) -> None:
-        """Let what runs come to its end and its commit. Of what has not started, the hub's tasks are put
-        back, for others to run, and the devices' stay in the journal."""
+        """Let batches that run come to their end and their commit, and tasks of many items to their next item
+        boundary. What has not ended then, the hub's tasks, are put back, for others to run; the devices' stay
+        in the journal. Both keep their checkpoints."""
         self._stopping = True
         for task in self._window.take_leased():
-            self._unfinished += 1
-            await self._finishing.put(verdicts.put_back(task))
-        while self._unfinished:
-            self._quiet.clear()
-            await self._quiet.wait()
+            self._out.taken(1)
+            await self._out.put_back(task)
+        await self._out.all_left()
 
     # What is next
 
     async def _run_turns(self) -> None:
         while True:
             turn = await self._next_turn()
-            self._unfinished += len(turn.tasks)
             try:
-                results, run = await self._run(turn)
+                judge = await self._run(turn)
             finally:
                 self._busy -= 1
                 self._turns.set()  # the next batch may go while this one's ends are written
-            for task, result in results:
-                await self._judge(task, result, run)
+            await judge
+
+    async def _run(self, turn: window.Turn) -> Coroutine[Any, Any, None]:
+        """Run what a turn brings; then what came of it is to be awaited."""
+        self._out.taken(len(turn.tasks))
+        members = await self._members(turn)
+        if len(members) == 1 and slices.needed(turn.model, members[0].task):
+            return self._judge_slices(await self._run_slices(turn.model, members[0]))
+        made, run = await self._run_batch(turn.model, members)
+        return self._judge_batch(members, made, run)
 
     async def _next_turn(self) -> window.Turn:
         while True:
             self._turns.clear()
             if not self._stopping:
                 if self._window.wants_more:
-                    await self._window.refill()
+                    self._leases.note(await self._window.refill())
                 ahead = self._busy >= self._threads
-                turn = self._window.take(ahead=ahead)
-                if turn is not None:
-                    self._busy += 1
-                    return turn
+                if not (ahead and self._long):  # between slices there is no gap to be filled
+                    turn = self._window.take(ahead=ahead)
+                    if turn is not None:
+                        self._busy += 1
+                        return turn
                 await _wait(self._turns, None if ahead else self._window.wake_at())
             else:
                 await self._turns.wait()
@@ -172,22 +206,28 @@ class Runner:
         while True:
             self._ends.clear()
             for task in self._window.expired():
-                await self._terminate(task, tasks.Reason.EXPIRED, "the deadline passed before it could run")
-            for task_id in list(self._cancelled):
-                task_ = self._window.get(task_id)
-                if task_ is not None and self._window.remove(task_id):
-                    self._cancelled.discard(task_id)
-                    await self._terminate(task_, tasks.Reason.CANCELLED, "cancelled before it ran")
+                self._out.taken(1)
+                await self._out.terminate(
+                    task, tasks.Reason.EXPIRED, "the deadline passed before it could run"
+                )
+            for task_id, wish in list(self._wishes.items()):
+                held = self._window.get(task_id)
+                if held is not None and self._window.remove(task_id):
+                    del self._wishes[task_id]
+                    self._out.taken(1)
+                    if wish is slices.Stop.CANCEL:
+                        await self._out.terminate(held, tasks.Reason.CANCELLED, "cancelled before it ran")
+                    else:
+                        await self._out.put_back(held)
             await _wait(self._ends, time.monotonic() + DEADLINE_LOOK_S if self._window.tasks_total else None)
 
     # Running
 
-    async def _run(self, turn: window.Turn) -> tuple[list[tuple[records.Task, _Result]], verdicts.Run]:
-        """Run a batch; each of its tasks with its outcomes, None if it was cancelled."""
+    async def _members(self, turn: window.Turn) -> list[_Member]:
+        """The tasks of a turn that may run, with their payloads."""
         missing = [task.task_id for task in turn.tasks if task.payload is None]
         payloads = await self._journal.payloads(missing) if missing else {}
-        members: list[records.Task] = []
-        work: list[engine.Work] = []
+        members: list[_Member] = []
         for task in turn.tasks:
             payload = payloads.get(task.task_id) if task.payload is None else task.payload
             if payload is None:
@@ -195,95 +235,160 @@ class Runner:
             elif task.crashes >= CRASHES:
                 await self._set_aside(task)
             else:
-                members.append(task)
-                work.append(engine.Work(task.content_type, payload, task.items))
-        ids = [task.task_id for task in members]
-        for task in members:
-            if task.task_id in self._leases:
-                self._leases[task.task_id] = (task.attempt, 0)
+                members.append(_Member(task, engine.Work(task.content_type, payload, task.items)))
+        return members
+
+    async def _run_batch(
+        self, model: models.Model, members: Sequence[_Member]
+    ) -> tuple[list[list[outcomes.Outcome]], verdicts.Run]:
+        """Run tasks in one batch; of each the outcomes of its items."""
+        ids = [member.task.task_id for member in members]
+        self._leases.starts(ids)
         started_us = clock.wall_us()
         started = time.monotonic()
-        self.running += len(members)
-        self._journal.running.begin(ids)
-        results: Sequence[_Result]
-        try:
-            if len(members) == 1 and members[0].items > turn.model.max_batch:
-                results = [await self._run_slices(turn.model, members[0], work[0])]
-            else:
-                loop = asyncio.get_running_loop()
-                results = await loop.run_in_executor(self._pool, self._engine.run, turn.model, work)
-        finally:
-            self._journal.running.done(ids)
-            self.running -= len(members)
+        with self._marked(ids):
+            loop = asyncio.get_running_loop()
+            work = [member.work for member in members]
+            made = await loop.run_in_executor(self._pool, self._engine.run, model, work)
         run = verdicts.Run(
-            version=turn.model.version,
+            version=model.version,
             started_us=started_us,
             run_us=int((time.monotonic() - started) * 1e6),
             clock_offset_us=self._offset.offset_us,
             clock_error_us=self._offset.error_us,
         )
-        return list(zip(members, results, strict=True)), run
+        return made, run
 
-    async def _run_slices(
-        self, model: models.Model, task: records.Task, work: engine.Work
-    ) -> list[outcomes.Outcome] | None:
-        """A task of many items, a batch at a time: between two it can be cancelled. None: it was."""
-        loop = asyncio.get_running_loop()
-        items = await loop.run_in_executor(self._pool, self._engine.open, model, work)
-        done: list[outcomes.Outcome] = []
-        began = time.monotonic()
-        while len(done) < len(items):
-            if task.task_id in self._cancelled:
-                return None
-            if task.timeout_ms is not None and (time.monotonic() - began) * 1000 > task.timeout_ms:
-                late = f"the attempt took longer than timeout_ms = {task.timeout_ms}"
-                done += [outcomes.ItemFailed(late, outcomes.Failure.INFERENCE_FAILED)] * (
-                    len(items) - len(done)
-                )
+    async def _run_slices(self, model: models.Model, member: _Member) -> slices.End:
+        """Run a task of many items, a batch at a time."""
+        one = slices.Slices(
+            member.task,
+            model,
+            self._engine,
+            self._pool,
+            self._journal,
+            self._offset,
+            asked=self._asked,
+            moved=self._moved,
+            between=self._give_way,
+            syncs=self._syncs,
+        )
+        self._long += 1
+        try:
+            with self._marked([member.task.task_id]):
+                end = await one.run(member.work)
+            if self._stays(end) and not await one.commit():
+                return end._replace(stop=slices.Stop.GONE)
+        finally:
+            self._long -= 1
+        return end
+
+    async def _give_way(self, task: records.Task) -> None:
+        """Between two slices: all that is more urgent goes first, and of the task's own priority one batch,
+        so that nobody's short job waits for the end of a long one."""
+        turns = 0
+        while not self._stopping and self._window.goes_before(task):
+            turn = self._window.take(ahead=False)
+            if turn is None:
+                break  # it waits for company
+            turns += 1
+            self._leases.waits(task)
+            await (await self._run(turn))
+            if turn.tasks[0].priority == task.priority:
                 break
-            stop = min(len(items), len(done) + model.max_batch)
-            done += await loop.run_in_executor(
-                self._pool, self._engine.run_items, model, items, len(done), stop
-            )
-            if task.task_id in self._leases:
-                self._leases[task.task_id] = (task.attempt, len(done))
-        return done
+        if turns:
+            self._leases.moves(task.task_id, task.items_done, self.counts["items"])
 
-    # Ends
+    @contextlib.contextmanager
+    def _marked(self, ids: Sequence[bytes]) -> Iterator[None]:
+        """While these run, the journal's marks say so."""
+        self.running += len(ids)
+        self._journal.running.begin(ids)
+        try:
+            yield
+        finally:
+            self._journal.running.done(ids)
+            self.running -= len(ids)
 
-    async def _judge(self, task: records.Task, result: _Result, run: verdicts.Run) -> None:
-        """Finish the task, or try again what may succeed then."""
-        if result is None:
-            await self._terminate(task, tasks.Reason.CANCELLED, "cancelled while it ran", counted=True)
-            return
-        self.counts["items"] += len(result)
-        failures = [one for one in result if isinstance(one, outcomes.ItemFailed)]
-        broken = [one for one in failures if one.kind is outcomes.Failure.INFERENCE_FAILED]
-        if broken and task.origin is records.Origin.HUB:  # the hub decides whether there is another attempt
-            await self._finishing.put(verdicts.failed(task, broken[0].reason, run.run_us))
-        elif broken and task.origin is records.Origin.DEVICE and task.attempt + 1 < task.max_attempts:
-            self._unfinished -= 1
-            self._window.retry(task.again())
-            self.wake()
-        else:
-            self.counts["failed"] += bool(failures)
-            await self._finishing.put(verdicts.completed(task, result, run, self._site))
+    def _asked(self, task_id: bytes) -> slices.Stop | None:
+        return self._wishes.get(task_id) or (slices.Stop.LEAVE if self._stopping else None)
 
-    async def _terminate(
-        self, task: records.Task, reason: tasks.Reason, error: str, *, counted: bool = False
+    def _moved(self, task_id: bytes, items_done: int) -> records.Task:
+        """A task that runs slice by slice is at a boundary."""
+        before = self._window.get(task_id)
+        assert before is not None  # it runs
+        self.counts["items"] += items_done - before.items_done
+        self._leases.moves(task_id, items_done, self.counts["items"])
+        return self._window.progressed(task_id, items_done)
+
+    # What came of it
+
+    async def _judge_batch(
+        self, members: Sequence[_Member], made: Sequence[Sequence[outcomes.Outcome]], run: verdicts.Run
     ) -> None:
-        """`counted`: the task was taken from the window before."""
-        self._unfinished += not counted
-        self.counts[reason] += 1
-        await self._finishing.put(verdicts.terminated(task, reason, error, self._site))
+        """End the tasks of a batch, or try again what may succeed then."""
+        for member, result in zip(members, made, strict=True):
+            task = self._window.get(member.task.task_id) or member.task  # the hub may have leased it anew
+            self.counts["items"] += len(result)
+            failures = [one for one in result if isinstance(one, outcomes.ItemFailed)]
+            broken = [one for one in failures if one.kind is outcomes.Failure.INFERENCE_FAILED]
+            if (
+                broken and task.origin is records.Origin.HUB
+            ):  # the hub decides whether there is another attempt
+                await self._out.put(verdicts.failed(task, broken[0].reason, run.run_us))
+            elif broken and task.attempt + 1 < task.max_attempts:
+                self._again(task.again())
+                self._out.left()
+            else:
+                self.counts["failed"] += bool(failures)
+                await self._out.put(verdicts.completed(task, result, run, self._site))
+
+    def _stays(self, end: slices.End) -> bool:
+        """Whether a task that stopped goes on here, later: a device's, unless its end has come."""
+        return end.task.origin is records.Origin.DEVICE and end.stop in (
+            slices.Stop.LEAVE,
+            slices.Stop.FAILED,
+        )
+
+    async def _judge_slices(self, end: slices.End) -> None:
+        """End a task that ran slice by slice, or have it go on from its checkpoint."""
+        task, rows = end.task, end.rows
+        match end.stop:
+            case None:
+                await self._out.close(task, rows, end.run)
+            case slices.Stop.GONE:
+                self._drop(task)
+            case slices.Stop.CANCEL:
+                await self._out.terminate(task, tasks.Reason.CANCELLED, "cancelled while it ran", rows)
+            case slices.Stop.EXPIRED:
+                await self._out.terminate(
+                    task, tasks.Reason.EXPIRED, "the deadline passed while it ran", rows
+                )
+            case slices.Stop.LEAVE if self._stays(end):
+                self._out.left()
+            case slices.Stop.FAILED if self._stays(end):
+                self._again(task.again())
+                self._out.left()
+            case slices.Stop.FAILED:
+                await self._out.put(verdicts.failed(task, end.error, end.run.run_us, rows))
+            case slices.Stop.PREEMPT | slices.Stop.LEAVE:
+                await self._out.put_back(task, end.run.run_us, rows)
+
+    def _again(self, task: records.Task) -> None:
+        """A task waits for its turn again."""
+        self._leases.waits(task)
+        self._window.retry(task)
+        self.wake()
 
     def _drop(self, task: records.Task) -> None:
         """The task has left the journal since it was taken: the hub's result for it came first."""
-        self._window.ended(task.task_id)
-        self._leases.pop(task.task_id, None)
-        self._cancelled.discard(task.task_id)
-        self._unfinished -= 1
-        self._quiet.set()
+        self._gone(task.task_id)
+        self._out.left()
+
+    def _gone(self, task_id: bytes) -> None:
+        self._window.ended(task_id)
+        self._leases.ends(task_id)
+        self._wishes.pop(task_id, None)
 
     async def _set_aside(self, task: records.Task) -> None:
         log.error(
@@ -291,25 +396,14 @@ class Runner:
         )
         self.counts["poison"] += 1
         why = f"the agent died {task.crashes} times while it ran"
-        await self._terminate(task, tasks.Reason.EXHAUSTED, why, counted=True)
+        await self._out.terminate(task, tasks.Reason.EXHAUSTED, why)
 
-    async def _finish(self) -> None:
-        """Commit what is finished, as much at a time as there is."""
-        while True:
-            finished = [await self._finishing.get()]
-            while not self._finishing.empty():
-                finished.append(self._finishing.get_nowait())
-            if not self._syncs:
-                finished = [msgspec.structs.replace(one, rows=(), attempt=None) for one in finished]
-            here = set(await self._journal.finish(finished))
-            for one in finished:
-                self._window.ended(one.task_id)
-                self._leases.pop(one.task_id, None)
-                self._cancelled.discard(one.task_id)
-            self.counts["finished"] += len(finished)
-            self._on_finished([one for one in finished if one.task_id in here])
-            self._unfinished -= len(finished)
-            self._quiet.set()
+
+def _meant(task: records.Task, wish: Wish, attempt: int | None) -> bool:
+    """Whether a word about an attempt is about what is here."""
+    if wish is slices.Stop.PREEMPT:
+        return task.leased and attempt == task.hub_attempt
+    return attempt is None or attempt == task.hub_attempt
 
 
 async def _wait(event: asyncio.Event, until: float | None) -> None:

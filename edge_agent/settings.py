@@ -8,7 +8,7 @@ from typing import get_args
 import msgspec
 
 from edge_agent import models
-from shared import settings, topics
+from shared import selectors, settings, topics
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +122,9 @@ class Settings(_Section, frozen=True):
     """Of the site, where the devices publish; none for an agent of the cloud pool."""
     uplink_broker: settings.Broker | None = None
     """Of the cloud; none for a site that stands alone."""
+    labels: dict[str, str] = {}
+    """What is said of this agent to selectors of tasks, as in `[labels]` with `gpu = "a2000"`. Every agent
+    has the labels `site` and `agent`, its name, beside them."""
     journal: Journal = Journal()
     intake: Intake = Intake()
     engine: Engine = Engine()
@@ -141,11 +144,18 @@ def load(path: Path) -> Settings:
     try:
         topics.check_name(read.site, "site")
         topics.check_agent_name(read.name)
-    except topics.BadTopic as wrong:
+        for key, label in read.labels.items():
+            selectors.check(key, label)
+    except (topics.BadTopic, selectors.BadSelector) as wrong:
         raise settings.BadSettings(f"{path}: {wrong}") from None
     if read.broker is None and read.uplink_broker is None:
         raise settings.BadSettings(
             f"{path}: no [broker] and no [uplink_broker]: no work could come; name one"
+        )
+    if taken := read.labels.keys() & set(selectors.RESERVED):
+        raise settings.BadSettings(
+            f"{path}: [labels] {', '.join(sorted(taken))}: every agent has this label already, its own site "
+            "and name; choose another key"
         )
     for what, value in (
         ("engine.threads", read.engine.threads),

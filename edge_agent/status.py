@@ -6,6 +6,7 @@ All three are read from the same counters at the moment they are asked for.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,6 +74,11 @@ class Status:
         """Devices may publish: at the site's broker there is a subscription, which it keeps from now on."""
         return self.working and (self.site_link is None or self.site_link.counters.connects > 0)
 
+    @property
+    def done(self) -> Counter[str]:
+        """What the executor counts."""
+        return self._runner.counts
+
     def telemetry(self) -> signals.Telemetry:
         """The heartbeat."""
         self._sequence += 1
@@ -83,6 +89,7 @@ class Status:
             epoch=self._journal.epoch,
             sequence=self._sequence,
             capacity=self.capacity(),
+            labels=self._policy.labels,
             models=[
                 signals.ModelReport(
                     name=model.name,
@@ -94,8 +101,14 @@ class Status:
                 for model in self._engine.loaded()
             ],
             leases=[
-                signals.LeaseReport(task_id=tasks.format_id(task_id), attempt=attempt, progress=progress)
-                for task_id, attempt, progress in self._runner.leases()
+                signals.LeaseReport(
+                    task_id=tasks.format_id(lease.task_id),
+                    attempt=lease.attempt,
+                    progress=lease.progress,
+                    done=lease.done,
+                    running_s=round(lease.running_s, 3),
+                )
+                for lease in self._runner.leases()
             ],
             lanes=up.outlet.reports() if up is not None else [],
             queued=self._window.tasks_total,
@@ -112,7 +125,7 @@ class Status:
             items_per_s=round(self._rate.update(done["items"], time.monotonic()), 2),
             to_sync=up.outlet.unacknowledged if up is not None else 0,
             journal_bytes=self._journal.size_bytes,
-            link_up_s=0.0,
+            link_up_s=round(self._hub.link_up_s, 3),
             clock_offset_us=self._offset.offset_us,
             clock_error_us=self._offset.error_us,
         )
@@ -198,6 +211,9 @@ class Metrics(registry.Collector):
     def collect(self) -> Iterator[core.Metric]:
         told = self._status.telemetry()
         journaled = self._journal.counters
+        done = self._status.done
+        up = self._status.uplink
+        ignored = up.counts["commands_ignored"] if up is not None else 0
         for name, text, total in (
             ("jobs", "Jobs that devices published.", told.jobs_total),
             ("jobs_rejected", "Jobs that were refused, with a reply that says why.", told.rejected_total),
@@ -206,6 +222,8 @@ class Metrics(registry.Collector):
             ("tasks_failed", "Tasks with an item that failed.", told.failed_total),
             ("tasks_overflowed", "Tasks handed over to the hub.", told.overflowed_total),
             ("tasks_reclaimed", "Handed-over tasks taken back.", told.reclaimed_total),
+            ("tasks_put_back", "Tasks given back to the hub before their end.", done["put_back"]),
+            ("commands_ignored", "Words of the hub about attempts that are not here.", ignored),
             ("journal_commits", "Transactions of the journal.", journaled.commits),
             ("journal_written_bytes", "Bytes that the journal wrote to flash.", journaled.bytes_written),
             ("journal_refused", "Jobs refused because the journal was full.", journaled.refused),

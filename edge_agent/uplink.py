@@ -19,7 +19,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from edge_agent import clock, engine, hub, replies, runner, settings, verdicts, window
+import msgspec
+
+from edge_agent import clock, engine, hub, replies, runner, settings, slices, verdicts, window
 from edge_agent.journal import errors, journal, records
 from shared import jobs, lanes, link, outlet, signals, tasks, topics
 
@@ -38,6 +40,17 @@ GENERATIONS: Final = 8
 RECLAIM: Final = 256
 """Handed-over tasks taken back at a time."""
 LINGERING: Final = "results"
+
+
+WISHES: Final[dict[str, runner.Wish]] = {"cancel": slices.Stop.CANCEL, "preempt": slices.Stop.PREEMPT}
+"""The commands that are known here."""
+
+
+class _Body(msgspec.Struct):
+    """What a command says beside its task."""
+
+    attempt: int | None = None
+    """It is about this attempt and no other."""
 
 
 class Uplink:
@@ -255,18 +268,19 @@ class Uplink:
     ) -> None:
         last = header.span.last
         if kind.name == "leases":
-            arrived = await self._journal.apply_leases(
+            taken = await self._journal.apply_leases(
                 lane, last, batch, stamp=self._stamp, accepted_us=clock.wall_us()
             )
-            self.counts["leases"] += len(arrived)
-            self._hub.handed_over.difference_update(task.task_id for task in arrived)
-            self._runner.offer(arrived)
+            self.counts["leases"] += len(taken.new) + len(taken.renewed)
+            self._hub.handed_over.difference_update(task.task_id for task in taken.new)
+            self._runner.renew(taken.renewed)
+            self._runner.offer(taken.new)
         elif kind.name in ("results", "attempts"):
             await self._returned(lane, last, batch.num_rows, kind.name, batch.to_pylist())
         elif kind.name == "commands":
             await self._journal.move_cursor(lane, last, batch.num_rows)
             for command in batch.to_pylist():
-                self._obey(command)
+                await self._obey(command)
         else:
             await self._journal.move_cursor(lane, last, 0)
             self.counts["set_aside"] += 1
@@ -303,12 +317,21 @@ class Uplink:
         """The fair-share tag of a leased task: it was ordered by the hub, so here it only takes its place."""
         return self._window.stamp(jobs.DEFAULT_PRIORITY, queue, float(items))
 
-    def _obey(self, command: Mapping[str, Any]) -> None:
-        if command["command"] == "cancel" and command["task_id"] is not None:
-            here = self._runner.cancel(command["task_id"])
-            log.info("cancel %s: %s", tasks.format_id(command["task_id"]), "done" if here else "not here")
-        else:
-            log.info("command %r is not known here", command["command"])
+    async def _obey(self, command: Mapping[str, Any]) -> None:
+        word, task_id = command["command"], command["task_id"]
+        wish = WISHES.get(word)
+        if wish is None or task_id is None:
+            log.info("command %r is not known here", word)
+            return
+        try:
+            body = msgspec.json.decode(command["body"] or "{}", type=_Body)
+        except msgspec.DecodeError as error:
+            log.warning("%s %s is ignored: %s", word, tasks.format_id(task_id), error)
+            self.counts["commands_ignored"] += 1
+            return
+        here = await self._runner.stop_task(task_id, wish, body.attempt)
+        self.counts["commands_ignored"] += not here
+        log.info("%s %s: %s", word, tasks.format_id(task_id), "taken" if here else "no such attempt here")
 
     async def _send_ack(self, lane: lanes.Lane, header: wire.Header, *, rewind: bool) -> None:
         ack = signals.Ack(

@@ -34,53 +34,103 @@ class Run(msgspec.Struct, frozen=True, gc=False):
 def completed(
     task: records.Task, results: Sequence[outcomes.Outcome], run: Run, site: str
 ) -> records.Finished:
-    """The end of an attempt that gave each item an outcome, good or bad.
+    """The end of an attempt that gave each item an outcome in one batch, good or bad."""
+    return closed(task, rows(task, 0, results, run), run.version, run.run_us, site)
+
+
+def rows(
+    task: records.Task, first: int, results: Sequence[outcomes.Outcome], run: Run
+) -> list[records.ResultRow]:
+    """The rows of items that ran together, from the item `first` on."""
+    return [_row(task, item, result, run) for item, result in enumerate(results, first)]
+
+
+def closed(
+    task: records.Task,
+    last: Sequence[records.ResultRow],
+    version: str,
+    run_us: int,
+    site: str,
+    earlier: Sequence[records.Part] = (),
+) -> records.Finished:
+    """The end of an attempt after which each item has an outcome: the `last` rows, and `earlier` for the
+    reply those whose rows are in the journal's lane already.
 
     A task whose every item failed is a dead letter: TERMINATED(not_retriable).
     """
-    rows = [_row(task, item, result, run) for item, result in enumerate(results)]
-    failures = [r for r in results if isinstance(r, outcomes.ItemFailed)]
-    all_failed = len(failures) == len(results)
+    failures = [row.error for row in last if row.outcome != tasks.Outcome.OK]
+    errors = [part.error for part in earlier if part.failed] + failures
+    all_failed = bool(errors) and sum(part.failed for part in earlier) + len(failures) == task.items
     return records.Finished(
         task_id=task.task_id,
-        rows=rows,
+        rows=last,
         reply=_reply(
             task,
             site,
             state=tasks.State.TERMINATED if all_failed else tasks.State.COMPLETED,
             reason=tasks.Reason.NOT_RETRIABLE if all_failed else None,
-            error=failures[0].reason if all_failed else None,
-            version=run.version,
-            items=[_item(row) for row in rows],
+            error=errors[0] if all_failed else None,
+            version=version,
+            items=_items(earlier, last),
         ),
-        attempt=_attempt(task, tasks.State.COMPLETED, items_done=len(rows), run_us=run.run_us),
+        attempt=_attempt(task, tasks.State.COMPLETED, items_done=task.items, run_us=run_us),
     )
 
 
-def failed(task: records.Task, error: str, run_us: int) -> records.Finished:
-    """The end of an attempt at a task of the hub's that another attempt may mend: no row is final yet."""
+def checkpoint(task: records.Task, since: Sequence[records.ResultRow], *, syncs: bool) -> records.Checkpoint:
+    """How far a task has come, with the rows of the items `since` its last checkpoint."""
+    part = None
+    if task.origin is records.Origin.DEVICE:
+        failures = [row.error for row in since if row.outcome != tasks.Outcome.OK]
+        part = records.Part(
+            first=since[0].item,
+            failed=len(failures),
+            error=failures[0] if failures else None,
+            items=_listed(since),
+        )
+    return records.Checkpoint(task.task_id, task.items_done, since if syncs else (), part)
+
+
+def failed(
+    task: records.Task, error: str, run_us: int, last: Sequence[records.ResultRow] = ()
+) -> records.Finished:
+    """The end of an attempt at a task of the hub's that another attempt may mend: no row is final yet but
+    those of the items that came before."""
     return records.Finished(
         task_id=task.task_id,
-        rows=[],
+        rows=last,
         reply=None,
         attempt=_attempt(task, tasks.State.FAILED, error=error, retriable=True, run_us=run_us),
     )
 
 
-def put_back(task: records.Task) -> records.Finished:
-    """A task of the hub's that this agent will not run after all."""
+def put_back(task: records.Task, run_us: int = 0, last: Sequence[records.ResultRow] = ()) -> records.Finished:
+    """A task that the hub leased us and that this agent will not run, or not to its end."""
     return records.Finished(
-        task_id=task.task_id, rows=[], reply=None, attempt=_attempt(task, tasks.State.QUEUED, retriable=True)
+        task_id=task.task_id,
+        rows=last,
+        reply=None,
+        attempt=_attempt(task, tasks.State.QUEUED, retriable=True, run_us=run_us),
+        given_back=task.origin is records.Origin.DEVICE,
     )
 
 
-def terminated(task: records.Task, reason: tasks.Reason, error: str, site: str) -> records.Finished:
-    """The end of a task that will not run: its deadline passed, it was cancelled, or it cannot succeed."""
+def terminated(
+    task: records.Task,
+    reason: tasks.Reason,
+    error: str,
+    site: str,
+    *,
+    last: Sequence[records.ResultRow] = (),
+    earlier: Sequence[records.Part] = (),
+) -> records.Finished:
+    """The end of a task that will not run, or not to its end: its deadline passed, it was cancelled, or it
+    cannot succeed. Of items that are done, `last` and `earlier` as in `closed`."""
     outcome = {
         tasks.Reason.EXPIRED: tasks.Outcome.EXPIRED,
         tasks.Reason.CANCELLED: tasks.Outcome.CANCELLED,
     }.get(reason, tasks.Outcome.FAILED)
-    rows = [
+    rest = [
         records.ResultRow(
             task_id=task.task_id,
             item=item,
@@ -99,13 +149,20 @@ def terminated(task: records.Task, reason: tasks.Reason, error: str, site: str) 
             wait_us=None,
             run_us=None,
         )
-        for item in range(task.items)
+        for item in range(task.items_done, task.items)
     ]
     leased = task.origin == records.Origin.HUB
     return records.Finished(
         task_id=task.task_id,
-        rows=[] if leased else rows,
-        reply=_reply(task, site, state=tasks.State.TERMINATED, reason=reason, error=error),
+        rows=last if leased else [*last, *rest],
+        reply=_reply(
+            task,
+            site,
+            state=tasks.State.TERMINATED,
+            reason=reason,
+            error=error,
+            items=_items(earlier, [*last, *rest]) if task.items_done else None,
+        ),
         attempt=_attempt(task, tasks.State.TERMINATED, reason=reason, error=error),
     )
 
@@ -179,6 +236,21 @@ def _row(task: records.Task, item: int, result: outcomes.Outcome, run: Run) -> r
     )
 
 
+def _items(
+    earlier: Sequence[records.Part], last: Sequence[records.ResultRow]
+) -> Sequence[dict[str, Any]] | msgspec.Raw:
+    """The items of a reply, in their order."""
+    if not earlier:
+        return [_item(row) for row in last]
+    texts = [part.items for part in earlier] + ([_listed(last)] if last else [])
+    return msgspec.Raw(f"[{','.join(texts)}]".encode())
+
+
+def _listed(rows_: Sequence[records.ResultRow]) -> str:
+    """The items of a reply as JSON, without the brackets of the list."""
+    return _encoder.encode([_item(row) for row in rows_]).decode()[1:-1]
+
+
 def _item(row: records.ResultRow) -> dict[str, Any]:
     """One item of a reply; what is not known is left out."""
     item: dict[str, Any] = {"item": row.item, "outcome": row.outcome}
@@ -201,7 +273,7 @@ def _reply(
     reason: str | None = None,
     error: str | None = None,
     version: str | None = None,
-    items: Sequence[dict[str, Any]] | None = None,
+    items: Sequence[dict[str, Any]] | msgspec.Raw | None = None,
 ) -> records.Reply | None:
     if task.origin == records.Origin.HUB:
         return None  # its origin answers
@@ -233,7 +305,7 @@ def _attempt(
     reason: str | None = None,
     error: str | None = None,
     retriable: bool = False,
-    items_done: int = 0,
+    items_done: int | None = None,
     run_us: int = 0,
 ) -> records.AttemptRow | None:
     """The word to the hub, if it knows the task: one that it leased, or that was once handed over."""
@@ -246,6 +318,6 @@ def _attempt(
         reason=reason,
         error=error,
         retriable=retriable,
-        items_done=items_done,
+        items_done=task.items_done if items_done is None else items_done,
         run_us=run_us,
     )

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from edge_agent import batcher, clock, models, settings
 from edge_agent.journal import journal, records
 from shared import fairness
@@ -47,7 +49,9 @@ class Window:
         """True while tasks may wait in the journal that are not here."""
         self._refilling = False
         self._ended_meanwhile: set[bytes] = set()
-        """Tasks that ended while the journal was being read, which may still show them."""
+        """Tasks that ended while the journal was being read, which may still show them, or changed."""
+        self._held: set[bytes] = set()
+        """Tasks here only to be ended: nothing else may take them from the journal."""
         self._stuck: set[bytes] = set()
         """Tasks that wait for a model that is not here (any more)."""
         self.tasks_total = 0
@@ -73,7 +77,7 @@ class Window:
         self._behind = counts.waiting > 0
         self.tasks_total = counts.waiting
         self.items.update(counts.waiting_items)
-        self.device_items = sum(counts.waiting_items.values())
+        self.device_items = sum(counts.waiting_items.values()) - counts.leased_items
 
     def stamp(self, priority: int, queue: str, cost_s: float) -> float:
         """The fair-share tag of a task that joins the queue now."""
@@ -100,11 +104,48 @@ class Window:
 
     def retry(self, task: records.Task) -> None:
         """A task that is here waits for its turn again."""
-        self._tasks[task.task_id] = task
+        self._replace(self._tasks[task.task_id], task)
         self._batcher.offer(self._waiting(task, self._model(task)), time.monotonic())
+
+    def renew(self, before: records.Task, task: records.Task) -> None:
+        """A task that was counted as `before` has a newer attempt: under that it waits or runs now."""
+        held = self._tasks.get(task.task_id)
+        if held is None:
+            self._count(before, -1)
+            self._count(task, +1)
+            self._behind = True
+            if self._refilling:
+                self._ended_meanwhile.add(task.task_id)  # what is being read is the older one
+            return
+        waits = self._batcher.cancel(task.task_id) is not None
+        now = msgspec.structs.replace(
+            held,
+            hub_attempt=task.hub_attempt,
+            attempt=task.attempt,
+            items_done=task.items_done if waits else held.items_done,  # what runs knows best how far it is
+        )
+        self._replace(held, now)
+        if waits:
+            self._batcher.offer(self._waiting(now, self._model(now)), time.monotonic())
+
+    def progressed(self, task_id: bytes, items_done: int) -> records.Task:
+        """A task that runs has come so far; as it is now, under the newest of its attempts."""
+        held = self._tasks[task_id]
+        now = msgspec.structs.replace(held, items_done=items_done)
+        self._replace(held, now)
+        return now
+
+    def hold(self, task: records.Task) -> None:
+        """Keep a task that waits in the journal alone from being run: it is to end."""
+        self._tasks[task.task_id] = task
+        self._held.add(task.task_id)
+        self._stuck.discard(task.task_id)
 
     def remove(self, task_id: bytes) -> bool:
         """Take a task out that has not started; False if it is not waiting here."""
+        if task_id in self._held:
+            self._held.discard(task_id)
+            return True
         return self._batcher.cancel(task_id) is not None
 
     def take_leased(self) -> list[records.Task]:
@@ -135,12 +176,20 @@ class Window:
                 self._clocks[one.priority].serve(one.tag)
         return Turn(batch.model, [self._tasks[one.task_id] for one in batch.tasks])
 
+    def goes_before(self, task: records.Task) -> bool:
+        """Whether what is next may run between two slices of `task`: what is more urgent, and of the same
+        priority what takes one batch."""
+        first = self._batcher.first(time.monotonic())
+        if first is None or first.priority < task.priority:
+            return False
+        return first.priority > task.priority or not first.long
+
     def wake_at(self) -> float | None:
         """When to look again, if nothing arrives before (s, monotonic)."""
         return self._batcher.wake_at(time.monotonic())
 
-    async def refill(self) -> None:
-        """Read the tasks from the journal whose turn comes next."""
+    async def refill(self) -> list[records.Task]:
+        """Read the tasks from the journal whose turn comes next; what was found, some of it known before."""
         limit = len(self._tasks) + len(self._stuck) + self._policy.window - self._batcher.depth
         self._behind = False  # unless a task comes meanwhile that finds no room
         self._refilling = True
@@ -154,6 +203,7 @@ class Window:
         for task in found:
             if task.task_id not in ended and not self._admit(task):
                 self._behind = True
+        return [task for task in found if task.task_id not in ended]
 
     def _admit(self, task: records.Task) -> bool:
         """Let a task in if there is room, or if it goes before one that is here."""
@@ -198,13 +248,20 @@ class Window:
             priority=task.priority,
             queue=task.queue,
             tag=task.tag,
-            items=task.items,
+            items=task.items_left,
             not_after=None if remaining is None else time.monotonic() + remaining / 1000,
             payload_bytes=len(task.payload or b""),
+            alone=task.items_done > 0,
         )
+
+    def _replace(self, before: records.Task, now: records.Task) -> None:
+        self._tasks[now.task_id] = now
+        self._payload_bytes += len(now.payload or b"") - len(before.payload or b"")
+        self._count(before, -1)
+        self._count(now, +1)
 
     def _count(self, task: records.Task, sign: int) -> None:
         self.tasks_total += sign
-        self.items[task.model, task.priority] += sign * task.items
+        self.items[task.model, task.priority] += sign * task.items_left
         if task.origin is records.Origin.DEVICE:
-            self.device_items += sign * task.items
+            self.device_items += sign * task.items_left

@@ -43,6 +43,11 @@ class LeaseReport(msgspec.Struct, kw_only=True, array_like=True):
     attempt: int
     progress: int
     """Items done: of the task once it runs, of the whole agent while the task waits its turn."""
+    done: int = 0
+    """Items of the task that are done, those before this attempt included."""
+    running_s: float = 0.0
+    """Seconds since the last item boundary of a task that runs, which are lost if it stops now; 0 while it
+    waits."""
 
 
 class LaneReport(msgspec.Struct, kw_only=True):
@@ -61,6 +66,8 @@ class Telemetry(msgspec.Struct, kw_only=True):
     """Counts up from the agent's start; an older one that arrives late is dropped."""
     capacity: int
     """How many of the hub's tasks it is ready to hold at one time; credits are this less those it holds."""
+    labels: dict[str, str] = {}
+    """What selectors may ask for; beside them the hub knows its `site` and, as `agent`, its name."""
     models: list[ModelReport] = []
     leases: list[LeaseReport] = []
     lanes: list[LaneReport] = []
@@ -82,6 +89,7 @@ class Telemetry(msgspec.Struct, kw_only=True):
     """Records that the hub has not acknowledged."""
     journal_bytes: int = 0
     link_up_s: float = 0.0
+    """Since its link to the cloud's broker was last connected; 0 while it is not."""
     clock_offset_us: int | None = None
     clock_error_us: int | None = None
 

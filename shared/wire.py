@@ -172,7 +172,9 @@ COMMANDS: Final = _kind(
     dictionary=("command",),
     required=("command",),
 )
-"""Something to do now: `cancel` a task, or a word this agent does not know yet, which it ignores."""
+"""Something to do now: `cancel` a task, or `preempt` it, which puts it back at its next item boundary with
+its checkpoint; or a word that this agent does not know yet, which it ignores. `body`, JSON: `{"attempt": 2}`
+says which attempt is meant, and no other. A preemption must say so; a cancellation without it means any."""
 
 KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (RESULTS, ATTEMPTS, TASKS, LEASES, COMMANDS)}
 

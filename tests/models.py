@@ -103,6 +103,41 @@ def write_scorer(
     )
 
 
+def write_slow_scorer(folder: Path, *, name: str = "slow", effort: int = 160, extra: str = "") -> Path:
+    """As `write_scorer`, but each run takes the time of multiplying matrices of `effort` x `effort`."""
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", 4])
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 1])
+    nodes = [
+        helper.make_node("ReduceMean", ["window"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("ReduceMean", ["window"], ["all"], axes=[0, 1], keepdims=0),
+        helper.make_node("Mul", ["matrix", "all"], ["scaled"]),  # of the input, so that it is not done ahead
+        helper.make_node("MatMul", ["scaled", "matrix"], ["product"]),
+        helper.make_node("ReduceMean", ["product"], ["spent"], axes=[0, 1], keepdims=0),
+        helper.make_node("Mul", ["spent", "zero"], ["nothing"]),
+        helper.make_node("Add", ["mean", "nothing"], ["score"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "matrix": np.full((effort, effort), 1e-3, np.float32),
+        "zero": np.array(0, np.float32),
+    }
+    _write(folder, nodes, [window], [score], constants)
+    return _manifest(
+        folder,
+        f"""
+        name = "{name}"
+        version = "1.0.0"
+        [[inputs]]
+        name = "window"
+        kind = "tensor"
+        shape = [4]
+        [[outputs]]
+        name = "score"
+        kind = "scores"
+        {extra}
+        """,
+    )
+
+
 def write_summary(folder: Path, *, name: str = "summary", version: str = "1.0.0") -> Path:
     """A package whose graph gives one number for the whole batch, which no batch can be made of."""
     window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", 4])

@@ -42,26 +42,49 @@ def accept(transaction: Transaction, task: records.Task) -> records.Accepted | N
 
 def lease(
     transaction: Transaction, lane: lanes.Lane, cursor: int, leased: Sequence[records.Task], passed: int
-) -> list[records.Task] | None:
+) -> records.Taken | None:
     """Take in tasks of the hub's and move the lane's cursor past `passed` records; None if no room.
 
     A lease that no journal can hold, for it breaks the rules of a task, is left out: it must not keep
-    the rest from running.
+    the rest from running. One that is as old as what is here, or older, changes nothing.
     """
     if not transaction.admit(sum(_size(task) for task in leased)):
         return None
-    taken: list[records.Task] = []
+    new: list[records.Task] = []
+    renewed: list[records.Renewed] = []
     for task in leased:
+        held = reads.find(transaction.connection, [task.task_id]).get(task.task_id)
         try:
-            changed = transaction.connection.execute(_SQL["lease"], msgspec.structs.asdict(task)).rowcount
+            if held is None:
+                new.append(_take(transaction.connection, task))
+            elif (task.hub_attempt or 0) > (held.hub_attempt or 0):
+                now = _renew(transaction.connection, held, task)
+                if held.holder is records.Holder.HUB:
+                    new.append(now)
+                else:
+                    renewed.append(records.Renewed(held, now))
         except sqlite3.IntegrityError as error:
             log.error("lease %s is left out: %s", tasks.format_id(task.task_id), error)
-            continue
-        if changed:
-            (stored,) = reads.find(transaction.connection, [task.task_id]).values()
-            taken.append(msgspec.structs.replace(stored, payload=task.payload))
     outbox.move_cursor(transaction, lane, cursor, passed)
-    return taken
+    return records.Taken(new, renewed)
+
+
+def checkpoint(transaction: Transaction, reached: records.Checkpoint) -> bool:
+    """A task has come further: its rows go up, and it will not run these items again.
+
+    False if it is not to run here any more (the hub's result came first); then nothing is added.
+    """
+    connection = transaction.connection
+    place = {"task_id": reached.task_id, "items_done": reached.items_done}
+    if not connection.execute(_SQL["checkpoint"], place).rowcount:
+        return False
+    connection.execute(_SQL["survived"], {"task_id": reached.task_id})
+    if reached.part is not None:
+        part = reached.part._asdict() | {"task_id": reached.task_id}
+        connection.execute(_SQL["keep_part"], part)
+        transaction.bytes_appended += len(reached.part.items)
+    transaction.results.extend(reached.rows)
+    return True
 
 
 def finish(
@@ -69,14 +92,23 @@ def finish(
 ) -> list[bytes]:
     """End tasks: their rows and ends go up, their replies wait for the broker, they are here no more.
 
-    The ids of those that were here; one that was not (the hub's result came first) adds nothing.
+    The ids of those that were here; one that was not (the hub's result came first) adds nothing. Whoever
+    completes a task completes it; any other end is that of one attempt, and none of the newer one that
+    the hub has leased us meanwhile.
     """
     ended: list[bytes] = []
     for end in finished:
-        if _end(transaction, end.task_id, end.reply, remembered):
+        attempt = end.attempt
+        fence = attempt.attempt if attempt and attempt.state != tasks.State.COMPLETED else None
+        if end.given_back:
+            place = {"task_id": end.task_id, "attempt": fence}
+            here = bool(transaction.connection.execute(_SQL["give_back"], place).rowcount)
+        else:
+            here = _end(transaction, end.task_id, end.reply, remembered, fence)
+        if here:
             transaction.results.extend(end.rows)
-            if end.attempt is not None:
-                transaction.attempts.append(end.attempt)
+            if attempt is not None:
+                transaction.attempts.append(attempt)
             ended.append(end.task_id)
     return ended
 
@@ -131,18 +163,48 @@ def replied(transaction: Transaction, task_ids: Iterable[bytes]) -> None:
     transaction.connection.executemany(_SQL["replied"], [{"task_id": task_id} for task_id in task_ids])
 
 
+def _take(connection: sqlite3.Connection, task: records.Task) -> records.Task:
+    """Insert a leased task, with the checkpoint that the hub has of it."""
+    seq = connection.execute(_SQL["insert"], msgspec.structs.asdict(task)).lastrowid
+    if task.items_done:
+        place = {"task_id": task.task_id, "items_done": task.items_done}
+        connection.execute(_SQL["checkpoint"], place)
+    return msgspec.structs.replace(task, seq=seq)
+
+
+def _renew(connection: sqlite3.Connection, held: records.Task, lease: records.Task) -> records.Task:
+    """Put a task that is here under a newer lease; as it is then, with its payload.
+
+    It goes on from whichever checkpoint is further, its own or the hub's. Not so a device's: its reply
+    needs the results of all items, and those of others are not here.
+    """
+    connection.execute(_SQL["renew"], msgspec.structs.asdict(lease))
+    if held.origin is records.Origin.HUB and lease.items_done:
+        place = {"task_id": held.task_id, "items_done": min(lease.items_done, held.items)}
+        connection.execute(_SQL["checkpoint"], place)
+    (now,) = reads.find(connection, [held.task_id]).values()
+    return msgspec.structs.replace(now, payload=lease.payload)
+
+
 def _end(
-    transaction: Transaction, task_id: bytes, reply: records.Reply | None, remembered: memory.Memory
+    transaction: Transaction,
+    task_id: bytes,
+    reply: records.Reply | None,
+    remembered: memory.Memory,
+    fence: int | None = None,
 ) -> bool:
-    """Delete a task and keep its reply; False if it is not here."""
+    """Delete a task and keep its reply; False if it is not here, or under another attempt than `fence`."""
     connection = transaction.connection
-    held = connection.execute(_SQL["end"], {"task_id": task_id}).fetchall()
+    query = _SQL["end"] if fence is None else _SQL["end_attempt"]
+    held = connection.execute(query, {"task_id": task_id, "attempt": fence}).fetchall()
     if not held:
         return False
+    ((key, items),) = held
+    if items > 1 and connection.execute(_SQL["drop_checkpoint"], {"task_id": task_id}).rowcount:
+        connection.execute(_SQL["drop_parts"], {"task_id": task_id})
     if reply is not None:
         connection.execute(_SQL["reply"], msgspec.structs.asdict(reply))
         transaction.bytes_appended += len(reply.body)
-    ((key,),) = held
     if key is not None:
         remembered.remember(connection, key, task_id, reply)
     return True

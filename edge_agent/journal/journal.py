@@ -142,12 +142,11 @@ class Journal:
 
     async def apply_leases(
         self, lane: Lane, last: int, batch: pa.RecordBatch, *, stamp: Stamp, accepted_us: int
-    ) -> list[records.Task]:
+    ) -> records.Taken:
         """Take in `wire.LEASES` records that end with number `last`, and move the lane's cursor there.
 
-        `batch` holds the new ones alone. Returns the tasks to run, with payloads: not those that were
-        withdrawn, nor those that an equal or newer lease brought before; one that is here already comes
-        with its new attempt. Raises JournalFull.
+        `batch` holds the new ones alone. Returns the tasks to run: not those that were withdrawn, nor
+        those that an equal or newer lease brought before. Raises JournalFull.
         """
         leased = [
             _leased(lease, stamp(lease["model"], lease["queue"], lease["items"]), accepted_us)
@@ -159,11 +158,19 @@ class Journal:
         )
         return self._taken(taken)
 
+    async def checkpoint(self, reached: records.Checkpoint) -> bool:
+        """A task of many items has come further: the rows go up, and these items are not run again.
+
+        False if it has left the journal, for the hub's result came first; then its rows are dropped.
+        """
+        return await self._writer.commit(lambda t: changes.checkpoint(t, reached))
+
     async def finish(self, finished: Sequence[records.Finished]) -> list[bytes]:
         """End tasks: rows and ends of attempts go up, replies wait for the broker, the tasks are gone.
 
         Returns the ids of those that were here. One that was not, for the hub's result came first, adds
-        nothing: its rows are dropped, and its reply was given.
+        nothing: its rows are dropped, and its reply was given. Nor does the end of an attempt, other than
+        its completion, if the hub has leased us a newer one meanwhile: under that the task stays.
         """
         return await self._writer.commit(lambda t: changes.finish(t, finished, self._memory))
 
@@ -206,6 +213,10 @@ class Journal:
     async def payloads(self, task_ids: Sequence[bytes]) -> dict[bytes, bytes]:
         """The payloads of those of the tasks that are here."""
         return await self._readers.read(lambda c: reads.payloads(c, task_ids))
+
+    async def parts(self, task_id: bytes) -> list[records.Part]:
+        """What the reply to a task will say of its items that are done, in their order."""
+        return await self._readers.read(lambda c: reads.parts(c, task_id))
 
     # Replies
 

@@ -51,6 +51,11 @@ def payloads(connection: sqlite3.Connection, task_ids: Iterable[bytes]) -> dict[
     return found
 
 
+def parts(connection: sqlite3.Connection, task_id: bytes) -> list[records.Part]:
+    """What the reply to a task will say of its items that are done, in their order."""
+    return [records.Part(*row) for row in connection.execute(_TASKS["parts"], {"task_id": task_id})]
+
+
 def unreplied(connection: sqlite3.Connection, limit: int, after: bytes) -> list[records.Reply]:
     """Replies that wait for the broker, by task id, so the oldest tasks' first."""
     return [
@@ -62,18 +67,23 @@ def unreplied(connection: sqlite3.Connection, limit: int, after: bytes) -> list[
 
 
 def counts(connection: sqlite3.Connection) -> records.Counts:
-    """How much of everything there is, from indexes alone."""
+    """How much of everything there is."""
     held = {records.Holder.EDGE: 0, records.Holder.HUB: 0}
     items: dict[tuple[str, int], int] = {}
     for holder, model, priority, tasks_, items_ in connection.execute(_TASKS["count"]):
         held[records.Holder(holder)] += tasks_
         if holder == records.Holder.EDGE:
             items[model, priority] = items_
+    for holder, model, priority, done in connection.execute(_TASKS["count_done"]):
+        if holder == records.Holder.EDGE:
+            items[model, priority] -= done
+    (leased,) = connection.execute(_TASKS["count_leased"]).fetchone()
     (unreplied_,) = connection.execute(_TASKS["count_unreplied"]).fetchone()
     (to_sync,) = connection.execute(_LANES["to_sync"]).fetchone()
     return records.Counts(
         waiting=held[records.Holder.EDGE],
         waiting_items=items,
+        leased_items=leased,
         handed_over=held[records.Holder.HUB],
         unreplied=unreplied_,
         to_sync=to_sync,

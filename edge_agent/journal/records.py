@@ -58,6 +58,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     content_type: str
     items: int
     items_done: int = 0
+    """Those before it are not run again: the checkpoint of a task of many items, 0 while there is none."""
     attempt: int = 0
     """Of the hub's tasks the lease's number; of a device's how often it was tried before."""
     max_attempts: int
@@ -77,6 +78,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     idempotency_key: str | None = None
     payload: bytes | None = None
     """None where it was not asked for; `Journal.payloads` reads it."""
+
+    @property
+    def items_left(self) -> int:
+        return self.items - self.items_done
+
+    @property
+    def leased(self) -> bool:
+        """True for a task of which the hub has leased us an attempt; it may be our own device's."""
+        return bool(self.hub_attempt)
 
     @property
     def withdrawn(self) -> bool:
@@ -117,6 +127,21 @@ class Accepted(NamedTuple):
     """True if the job's idempotency key was known: nothing was added."""
     reply: Reply | None
     """The reply of the task that has ended before, if it had one, addressed as this job asks."""
+
+
+class Taken(NamedTuple):
+    """What became of leases that came."""
+
+    new: Sequence[Task] = ()
+    """Tasks that were not to run here before, with payloads."""
+    renewed: Sequence[Renewed] = ()
+
+
+class Renewed(NamedTuple):
+    """A task that was to run here already, and does so now under a newer attempt."""
+
+    before: Task
+    task: Task
 
 
 class ResultRow(NamedTuple):
@@ -193,6 +218,30 @@ _WITHDRAWN: Final = HandedOver(
 """The least that `wire.TASKS` asks of a record."""
 
 
+class Part(NamedTuple):
+    """What a reply will say of some items that are done, in their order."""
+
+    first: int
+    """The first of them."""
+    failed: int
+    """How many of them failed."""
+    error: str | None
+    """Why the first of those did."""
+    items: str
+    """JSON, without the brackets of the list."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True, gc=False):
+    """How far a task of many items has come."""
+
+    task_id: bytes
+    items_done: int
+    rows: Sequence[ResultRow] = ()
+    """Of the items since the last checkpoint."""
+    part: Part | None = None
+    """The same for the reply, if a device waits for one."""
+
+
 class Finished(msgspec.Struct, frozen=True, gc=False):
     """The end of a task here: what the hub and the device are told."""
 
@@ -200,6 +249,9 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     rows: Sequence[ResultRow] = ()
     reply: Reply | None = None
     attempt: AttemptRow | None = None
+    given_back: bool = False
+    """True for a device's task that the hub leased us and wants back: it waits here for the hub's result,
+    as it did before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +285,9 @@ class Counts:
     waiting: int
     """Tasks to run here."""
     waiting_items: Mapping[tuple[str, int], int]
-    """Their items, by model and priority."""
+    """Their items that are not done, by model and priority."""
+    leased_items: int
+    """Those of them that are the hub's."""
     handed_over: int
     """Tasks that the hub holds for us."""
     unreplied: int

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
 import pytest
 
 from demo import program, servers
+from edge_agent import runner
+from shared import jobs, tasks, topics
 from tests import models
-from tests.integration import agents
+from tests.integration import agents, hubs
 from tests.integration.agents import JOBS, SITE
 
 BRIGHT = models.png(250)
@@ -173,3 +178,136 @@ async def test_a_graceful_stop_is_quick_and_loses_nothing(broker: servers.Mosqui
         while len(seen) < 200:
             seen.add((await replies.next())["task_id"])
     assert "Traceback" not in one.log.read_text()
+
+
+# Tasks of many items, leased by a hub that the test plays
+
+MANY = 10_000
+AGENT = topics.Agent(SITE, "edge-1")
+
+
+@pytest.fixture
+async def hub(broker: servers.Mosquitto) -> AsyncIterator[hubs.Hub]:
+    async with hubs.playing(broker, AGENT) as one:
+        yield one
+
+
+@pytest.fixture
+async def leased(broker: servers.Mosquitto, hub: hubs.Hub, tmp_path: Path) -> AsyncIterator[program.Program]:
+    """An agent that works for the hub alone, an item at a time, and says often how it does."""
+    models.write_slow_scorer(tmp_path / "models" / "slow", extra="[batching]\nmax_batch = 1")
+    one = agents.agent(
+        tmp_path, None, broker, labels={"gpu": "a2000"}, uplink={"telemetry_s": 0.05, "linger_s": 0.0}
+    )
+    async with agents.running(one):
+        await hub.online()
+        await hub.heartbeat()
+        yield one
+
+
+def many() -> dict[str, Any]:
+    """An Arrow stream of numbers, each an item whose score is the number itself."""
+    windows = pa.array([[float(number)] * 4 for number in range(MANY)], pa.list_(pa.float32(), 4))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pa.schema([pa.field("window", windows.type)])) as writer:
+        writer.write_batch(pa.record_batch([windows], ["window"]))
+    payload = sink.getvalue().to_pybytes()
+    return {"model": "slow", "content_type": jobs.ARROW, "payload": payload, "items": MANY}
+
+
+def each_item_once(hub: hubs.Hub, count: int = MANY) -> None:
+    """The rows that came are those of the first items, in order, each with its own score."""
+    assert [row["item"] for row in hub.rows] == list(range(count))
+    assert [row["score"] for row in hub.rows] == list(range(count))
+
+
+@pytest.mark.usefixtures("leased")
+async def test_what_is_preempted_twenty_times_runs_each_item_once(hub: hubs.Hub) -> None:
+    """A task of 10,000 items is preempted 20 times at random and leased again each time: it goes on where it
+    was, every item runs once, and there is one row of it."""
+    task_id, work, dice = tasks.new_id(), many(), random.Random(20)
+    longest_s = MANY / 20 / (await hub.heartbeat()).models[0].items_per_s
+    done = 0
+    for attempt in range(1, 21):
+        await hub.lease(task_id, attempt, work, items_done=done)
+        await asyncio.sleep(dice.uniform(0, longest_s))  # anywhere in the work
+        await hub.command("preempt", task_id, json.dumps({"attempt": attempt}))
+        await hub.until(lambda: len(hub.attempts) == attempt)  # noqa: B023 - awaited within the turn
+        report = hub.attempts[-1]
+        assert (report["attempt"], report["state"], report["retriable"]) == (attempt, "QUEUED", True)
+        assert report["items_done"] >= done
+        done = report["items_done"]
+        each_item_once(hub, done)
+    assert 20 < done < MANY
+    await hub.lease(task_id, 21, work, items_done=done)
+    await hub.until(lambda: len(hub.attempts) == 21)
+    assert (hub.attempts[-1]["state"], hub.attempts[-1]["items_done"]) == ("COMPLETED", MANY)
+    each_item_once(hub)
+    told = await hub.heartbeat()
+    assert (told.items_total, told.leases, told.queued) == (MANY, [], 0)
+
+
+async def test_what_is_killed_goes_on_from_its_checkpoint(leased: program.Program, hub: hubs.Hub) -> None:
+    """kill -9 in the middle of a task of 10,000 items, and again: it goes on by itself, there is one row of
+    each item, and its heartbeats name the lease. So often that it would be set aside, had it not come on."""
+    task_id = tasks.new_id()
+    await hub.lease(task_id, 7, many())
+    for deaths in range(1, runner.CRASHES + 1):
+        before = len(hub.rows)
+        await hub.until(lambda: len(hub.rows) > before)  # noqa: B023 - awaited within the turn
+        await leased.kill()
+        await leased.start()
+        await hub.online(times=deaths + 1)
+        while not (told := await hub.heartbeat()).leases:
+            pass
+        (lease,) = told.leases
+        assert (lease.task_id, lease.attempt) == (tasks.format_id(task_id), 7)
+        assert lease.done >= len(hub.rows) > 0
+    await hub.until(lambda: bool(hub.attempts))
+    assert [(one["attempt"], one["state"], one["items_done"]) for one in hub.attempts] == [
+        (7, "COMPLETED", MANY)
+    ]
+    each_item_once(hub)
+
+
+async def test_a_stop_puts_a_lease_back_with_its_checkpoint(leased: program.Program, hub: hubs.Hub) -> None:
+    """SIGTERM in the middle of a long task: its rows and its checkpoint are with the hub before it goes."""
+    task_id = tasks.new_id()
+    await hub.lease(task_id, 1, many())
+    await hub.until(lambda: bool(hub.rows))
+    await leased.stop()
+    await hub.until(lambda: not hub.presence[-1])
+    (report,) = hub.attempts
+    assert (report["state"], report["items_done"]) == ("QUEUED", len(hub.rows))
+    each_item_once(hub, len(hub.rows))
+
+
+@pytest.mark.usefixtures("leased")
+async def test_what_the_heartbeat_says_of_the_agent(hub: hubs.Hub) -> None:
+    """Its labels, for how long its link has been up, and of a task that runs how far it is."""
+    first = await hub.heartbeat()
+    assert first.labels == {"gpu": "a2000"}
+    await hub.lease(tasks.new_id(), 1, many(), items_done=9000)
+    second = await hub.heartbeat()
+    assert 0 < first.link_up_s < second.link_up_s < 60
+    (lease,) = second.leases
+    assert (lease.attempt, lease.running_s < 5) == (1, True)
+    assert 9000 <= lease.done < MANY
+    await hub.until(lambda: bool(hub.attempts))
+    assert [row["item"] for row in hub.rows] == list(range(9000, MANY))
+
+
+async def test_words_that_are_for_nobody_are_counted(leased: program.Program, hub: hubs.Hub) -> None:
+    """A preemption of an unknown task, one that names no attempt or none that is here, and one that cannot
+    be read change nothing."""
+    task_id = tasks.new_id()
+    await hub.lease(task_id, 2, many(), items_done=5000)
+    for body in (None, '{"attempt": 1}', '{"attempt": "two"}', "{"):
+        await hub.command("preempt", task_id, body)
+    await hub.command("preempt", tasks.new_id(), '{"attempt": 2}')
+    await hub.command("dance", task_id)
+    await hub.until(lambda: bool(hub.attempts))
+    assert (hub.attempts[0]["state"], hub.attempts[0]["attempt"]) == ("COMPLETED", 2)
+    async with httpx.AsyncClient(base_url=leased.url) as client:
+        metrics = (await client.get("/metrics")).text
+    assert "backhaul_agent_commands_ignored_total 5.0" in metrics

@@ -142,9 +142,11 @@ def leases(task_ids: Iterable[bytes], **columns: Any) -> pa.RecordBatch:
 async def take_leases(
     book: journal.Journal, last: int, batch: pa.RecordBatch, accepted_us: int = NOW_US
 ) -> list[records.Task]:
-    return await book.apply_leases(
+    """Apply leases; the tasks to run under them, new ones first."""
+    taken = await book.apply_leases(
         LEASES, last, batch, stamp=lambda model, queue, items: float(items), accepted_us=accepted_us
     )
+    return [*taken.new, *(one.task for one in taken.renewed)]
 
 
 async def sent(book: journal.Journal, lane: lanes.Lane, after: int = 0, **limits: int) -> list[wire.Batch]:

@@ -265,6 +265,82 @@ async def test_only_a_newer_lease_of_a_task_counts(tmp_path: Path) -> None:
         assert len(await book.waiting(10)) == 1
 
 
+async def test_rows_and_checkpoint_are_one_commit(tmp_path: Path) -> None:
+    """Of a task of many items the journal holds exactly the rows of those that its checkpoint counts; what
+    the reply will say of them stays until the task ends, and goes with it."""
+    async with journals.opened(tmp_path) as book:
+        task = await journals.accept(book, items=5)
+        for first in (0, 2):
+            rows = [journals.row(task.task_id, item) for item in (first, first + 1)]
+            part = records.Part(first, 1, "torn", f"{first},{first + 1}")
+            assert await book.checkpoint(records.Checkpoint(task.task_id, first + 2, rows, part))
+    async with journals.opened(tmp_path) as book:
+        (found,) = await book.waiting(10)
+        assert (found.items_done, found.items_left) == (4, 1)
+        assert (await book.counts()).waiting_items == {("surface", 5): 1}
+        assert [row["item"] for row in journals.rows_of(await journals.sent(book, journals.RESULTS))] == [
+            *range(4)
+        ]
+        assert await book.parts(task.task_id) == [
+            records.Part(0, 1, "torn", "0,1"),
+            records.Part(2, 1, "torn", "2,3"),
+        ]
+        last = records.Finished(task.task_id, [journals.row(task.task_id, 4)], journals.reply(task.task_id))
+        assert await book.finish([last]) == [task.task_id]
+        assert await book.parts(task.task_id) == []
+        late = records.Checkpoint(task.task_id, 5, [journals.row(task.task_id, 4)])
+        assert not await book.checkpoint(late)
+        assert (await book.lanes())[journals.RESULTS].numbered == 5
+    assert journals.peek(tmp_path, "SELECT count(*) FROM checkpoints") == [(0,)]
+
+
+async def test_a_task_that_came_further_is_not_what_kills_the_agent(tmp_path: Path) -> None:
+    """Deaths count against a task that was running only until it gets beyond its checkpoint."""
+    async with journals.opened(tmp_path) as book:
+        task = await journals.accept(book, items=5)
+    for deaths in (1, 2):
+        async with journals.opened(tmp_path) as book:
+            book.running.begin([task.task_id])
+            marks = (tmp_path / "journal.db-running").read_bytes()
+        (tmp_path / "journal.db-running").write_bytes(marks)  # as kill -9 would have left it
+        async with journals.opened(tmp_path) as book:
+            (found,) = await book.waiting(10)
+            assert found.crashes == deaths
+    async with journals.opened(tmp_path) as book:
+        await book.checkpoint(records.Checkpoint(task.task_id, 1, [journals.row(task.task_id)]))
+        (found,) = await book.waiting(10)
+        assert (found.crashes, found.items_done) == (0, 1)
+
+
+async def test_a_lease_brings_the_checkpoint_of_the_hub(tmp_path: Path) -> None:
+    """A leased task goes on from the hub's checkpoint or its own, whichever is further."""
+    task_id = tasks.new_id()
+    async with journals.opened(tmp_path) as book:
+        (first,) = await journals.take_leases(book, 1, journals.leases([task_id], items=9, items_done=2))
+        assert first.items_done == 2
+        await book.checkpoint(records.Checkpoint(task_id, 5, [journals.row(task_id, i) for i in (2, 3, 4)]))
+        for attempt, hubs, best in ((2, 4, 5), (3, 7, 7)):
+            batch = journals.leases([task_id], items=9, items_done=hubs, attempt=attempt)
+            (again,) = await journals.take_leases(book, attempt, batch)
+            assert (again.attempt, again.items_done) == (attempt, best)
+        assert await book.waiting(10) == [again.without_payload()]
+        assert (await book.counts()).leased_items == 2
+
+
+@pytest.mark.parametrize("state", [tasks.State.QUEUED, tasks.State.FAILED, tasks.State.TERMINATED])
+async def test_the_end_of_an_older_attempt_ends_nothing(tmp_path: Path, state: tasks.State) -> None:
+    """Once a newer lease is here, any end of the older attempt but its completion is dropped."""
+    task_id = tasks.new_id()
+    async with journals.opened(tmp_path) as book:
+        for attempt in (1, 2):
+            await journals.take_leases(book, attempt, journals.leases([task_id], attempt=attempt))
+        old = records.Finished(task_id, attempt=journals.end_of_attempt(task_id, 1, state=state))
+        assert await book.finish([old]) == []
+        assert (await book.lanes())[journals.RESULTS].numbered == 0
+        done = records.Finished(task_id, [journals.row(task_id)], attempt=journals.end_of_attempt(task_id, 1))
+        assert await book.finish([done]) == [task_id]
+
+
 async def test_our_own_task_may_be_leased_to_us(tmp_path: Path) -> None:
     """A task that we handed over and got back as a lease still answers its device."""
     async with journals.opened(tmp_path) as book:
@@ -328,6 +404,7 @@ async def test_counts_tell_what_is_held(tmp_path: Path) -> None:
         assert await book.counts() == records.Counts(
             waiting=3,
             waiting_items={("surface", 1): 1, ("surface", 2): 2, ("other", 5): 5},
+            leased_items=0,
             handed_over=1,
             unreplied=1,
             to_sync=2,

@@ -8,6 +8,7 @@ import re
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent.journal import database, errors, reads, records, running, sql
@@ -48,6 +49,23 @@ def test_the_migrations_amount_to_the_schema() -> None:
         assert catalogue(stepwise) == catalogue(at_once)
         lanes_ = "SELECT * FROM lanes ORDER BY lane"
         assert stepwise.execute(lanes_).fetchall() == at_once.execute(lanes_).fetchall()
+
+
+async def test_a_journal_of_the_first_schema_goes_on(tmp_path: Path) -> None:
+    """An agent that is updated finds its tasks as they were, and gives them checkpoints from now on."""
+    task = journals.task(items=3)
+    with contextlib.closing(sqlite3.connect(file(tmp_path), isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        database.migrate(connection, sql.migrations()[:1])
+        connection.execute(sql.queries("tasks")["insert"], msgspec.structs.asdict(task))
+    async with journals.opened(tmp_path) as book:
+        (found,) = await book.waiting(10)
+        assert found == msgspec.structs.replace(task, seq=1, payload=None)
+        rows = [journals.row(task.task_id)]
+        assert await book.checkpoint(records.Checkpoint(task.task_id, 1, rows))
+        (found,) = await book.waiting(10)
+        assert found.items_done == 1
+    assert journals.peek(tmp_path, "PRAGMA user_version") == [(len(sql.migrations()),)]
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
@@ -236,10 +254,10 @@ def test_any_marks_can_be_read(tmp_path: Path, content: bytes) -> None:
     marks.close()
 
 
-SMALL = {"all", "to_sync", "cursors", "identity", "reset_cursors", "renumber"}
+SMALL = {"all", "to_sync", "cursors", "identity", "reset_cursors", "renumber", "count_done"}
 """Statements over tables of a few rows."""
 READ_FROM_ONE_END = {"remember", "remembered"}
-ASKED_AT_START = {"count_unreplied"}
+ASKED_AT_START = {"count_unreplied", "count_leased"}
 STATEMENTS = [(name, query) for name in ("tasks", "lanes") for query in sql.queries(name).items()]
 
 
@@ -264,7 +282,10 @@ def test_the_next_tasks_are_found_by_the_index(tmp_path: Path) -> None:
         parameters = {"holder": "edge", "rank": -5, "tag": 1.0, "seq": 1, "limit": 10}
         query = sql.queries("tasks")["waiting"]
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", parameters)]
-    assert plan == ["SEARCH tasks USING INDEX tasks_in_order (holder=? AND (rank,tag)>(?,?))"]
+    assert plan == [
+        "SEARCH t USING INDEX tasks_in_order (holder=? AND (rank,tag)>(?,?))",
+        "SEARCH c USING PRIMARY KEY (task_id=?) LEFT-JOIN",
+    ]
 
 
 def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:

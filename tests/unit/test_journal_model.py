@@ -165,7 +165,9 @@ class Journals(stateful.RuleBasedStateMachine):
                 task_id,
                 [
                     journals.row(task_id, item)
-                    for item in range(tasks[task_id].items if task_id in tasks else 1)
+                    for item in (
+                        range(tasks[task_id].items_done, tasks[task_id].items) if task_id in tasks else [0]
+                    )
                 ],
                 journals.reply(task_id),
                 journals.end_of_attempt(task_id) if attempts else None,
@@ -181,6 +183,20 @@ class Journals(stateful.RuleBasedStateMachine):
             for row in end.rows
         ]
         self.model.append("results", rows + [Record("attempts", i) for i in ended if attempts])
+
+    @stateful.rule(numbers=some)
+    def checkpoint(self, numbers: list[int]) -> None:
+        for task_id in self.pick(numbers):
+            task = self.model.tasks.get(task_id)
+            item = 0 if task is None else task.items_done
+            part = records.Part(item, 0, None, f"{item}")
+            reached = records.Checkpoint(task_id, item + 1, [journals.row(task_id, item)], part)
+            here = task_id in self.model.waiting
+            assert self.run(self.book.checkpoint(reached)) == here
+            if here:
+                assert task is not None
+                self.model.waiting[task_id] = msgspec.structs.replace(task, items_done=item + 1)
+                self.model.append("results", [Record("results", task_id, item)])
 
     @stateful.rule(numbers=some)
     def hand_over(self, numbers: list[int]) -> None:
@@ -281,6 +297,10 @@ class Journals(stateful.RuleBasedStateMachine):
         cursors = await book.cursors()
         assert cursors.get(DOWN, records.Cursor(0, 0)) == model.cursor
         counts = await book.counts()
+        assert sum(counts.waiting_items.values()) == sum(task.items_left for task in model.waiting.values())
+        for task in model.tasks.values():
+            parts = await book.parts(task.task_id)
+            assert [part.items for part in parts] == [str(item) for item in range(task.items_done)]
         assert counts.to_sync == sum(len(books.records) for books in model.lanes.values())
         for lane, books in model.lanes.items():
             found = []
@@ -307,8 +327,8 @@ def _explore(examples: int, steps: int) -> None:
 
 
 def test_the_journal_does_what_the_model_does() -> None:
-    """Accept, finish, hand over, take back, acknowledge, new lanes and epochs, restarts and kills, in any
-    order: the journal holds exactly what the model holds, in the same order, under the same numbers."""
+    """Accept, checkpoint, finish, hand over, take back, acknowledge, new lanes and epochs, restarts and
+    kills, in any order: the journal holds exactly what the model holds, in the same order, under the same numbers."""
     _explore(examples=20, steps=20)
 
 

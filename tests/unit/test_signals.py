@@ -17,7 +17,8 @@ TELEMETRY: Final = signals.Telemetry(
     sequence=41,
     capacity=8,
     models=[signals.ModelReport(name="m", version="3", provider="CPU", wanted="CUDA", items_per_s=812.5)],
-    leases=[signals.LeaseReport(task_id="0190", attempt=2, progress=17)],
+    labels={"gpu": "a2000"},
+    leases=[signals.LeaseReport(task_id="0190", attempt=2, progress=17, done=12, running_s=0.5)],
     lanes=[signals.LaneReport(lane="results.2", numbered=1_204_331, acknowledged=1_204_000)],
     queued=3,
     predicted_wait_s=0.25,
@@ -67,7 +68,8 @@ def test_what_a_newer_peer_adds_is_ignored(signal: Any) -> None:
 
     def add(value: Any) -> Any:
         if isinstance(value, dict):
-            return {"a-new-field": [{"deep": None}], **{key: add(inner) for key, inner in value.items()}}
+            known = {key: inner if key == "labels" else add(inner) for key, inner in value.items()}
+            return {"a-new-field": [{"deep": None}], **known}  # labels have no fields, they are data
         if isinstance(value, list) and value and not isinstance(value[0], dict | list):
             return [*value, "a new field"]  # a message that is written as an array grows at its end
         return [add(inner) for inner in value] if isinstance(value, list) else value

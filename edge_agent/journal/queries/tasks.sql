@@ -13,29 +13,18 @@ INSERT INTO tasks (
     :idempotency_key, :payload
 )
 
--- name: lease
--- A task that the hub leased to us. One that is here already, an older lease of it or a task that we
--- handed over ourselves, goes on under the new number; an older number changes nothing.
-INSERT INTO tasks (
-    task_id, origin, holder, hub_attempt, model, version, rank, queue, tag, device, content_type, items,
-    items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, traceparent, payload
-) VALUES (
-    :task_id, :origin, :holder, :hub_attempt, :model, :version, -:priority, :queue, :tag, :device,
-    :content_type, :items, :items_done, :attempt, :max_attempts, :crashes, :timeout_ms, :deadline_ms,
-    :accepted_us, :traceparent, :payload
-)
-ON CONFLICT (task_id) DO UPDATE SET
-    holder = 'edge', hub_attempt = excluded.hub_attempt, attempt = excluded.attempt,
-    items_done = excluded.items_done
-WHERE excluded.hub_attempt > coalesce(tasks.hub_attempt, 0)
+-- name: renew
+-- A newer lease of a task that is here: an older lease of it, or a task that we handed over ourselves.
+UPDATE tasks SET holder = 'edge', hub_attempt = :hub_attempt, attempt = :attempt WHERE task_id = :task_id
 
 -- name: find
 SELECT
-    seq, task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
-    content_type, items, items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, response_topic,
-    correlation, client_id, mqtt_version, traceparent, idempotency_key
-FROM tasks
-WHERE task_id = :task_id
+    seq, t.task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
+    content_type, items, coalesce(c.items_done, 0) AS items_done, attempt, max_attempts, crashes, timeout_ms,
+    deadline_ms, accepted_us, response_topic, correlation, client_id, mqtt_version, traceparent,
+    idempotency_key
+FROM tasks AS t LEFT JOIN checkpoints AS c ON c.task_id = t.task_id
+WHERE t.task_id = :task_id
 
 -- name: find_by_key
 SELECT task_id FROM tasks WHERE idempotency_key = :key
@@ -43,10 +32,11 @@ SELECT task_id FROM tasks WHERE idempotency_key = :key
 -- name: waiting
 -- What runs next, after a given place in that order.
 SELECT
-    seq, task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
-    content_type, items, items_done, attempt, max_attempts, crashes, timeout_ms, deadline_ms, accepted_us, response_topic,
-    correlation, client_id, mqtt_version, traceparent, idempotency_key
-FROM tasks
+    seq, t.task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
+    content_type, items, coalesce(c.items_done, 0) AS items_done, attempt, max_attempts, crashes, timeout_ms,
+    deadline_ms, accepted_us, response_topic, correlation, client_id, mqtt_version, traceparent,
+    idempotency_key
+FROM tasks AS t LEFT JOIN checkpoints AS c ON c.task_id = t.task_id
 WHERE holder = :holder AND (rank, tag, seq) > (:rank, :tag, :seq)
 ORDER BY rank, tag, seq
 LIMIT :limit
@@ -58,8 +48,52 @@ SELECT payload FROM tasks WHERE task_id = :task_id
 -- Tasks and their items, by holder, model and priority.
 SELECT holder, model, -rank, count(*), sum(items) FROM tasks GROUP BY holder, model, rank
 
+-- name: count_done
+-- Of those items the ones that are done, by holder, model and priority; few tasks have any.
+SELECT holder, model, -rank, c.items_done
+FROM checkpoints AS c JOIN tasks AS t ON t.task_id = c.task_id
+
+-- name: count_leased
+-- Items of the hub's tasks that are not done; reads all tasks, and is asked once, at the start.
+SELECT coalesce(sum(t.items - coalesce(c.items_done, 0)), 0)
+FROM tasks AS t LEFT JOIN checkpoints AS c ON c.task_id = t.task_id
+WHERE t.origin = 'hub'
+
 -- name: end
-DELETE FROM tasks WHERE task_id = :task_id RETURNING idempotency_key
+-- Whatever has become of it.
+DELETE FROM tasks WHERE task_id = :task_id RETURNING idempotency_key, items
+
+-- name: end_attempt
+-- The same, unless a newer lease of it has come.
+DELETE FROM tasks WHERE task_id = :task_id AND hub_attempt = :attempt RETURNING idempotency_key, items
+
+-- name: give_back
+-- A device's task goes back to the hub, unless a newer lease of it has come. It keeps its number, so that
+-- only a newer lease can bring it again.
+UPDATE tasks SET holder = 'hub' WHERE task_id = :task_id AND hub_attempt = :attempt AND holder = 'edge'
+
+-- name: checkpoint
+-- So many items are done of a task that is to run here.
+INSERT INTO checkpoints (task_id, items_done)
+SELECT task_id, :items_done FROM tasks WHERE task_id = :task_id AND holder = 'edge'
+ON CONFLICT (task_id) DO UPDATE SET items_done = excluded.items_done
+WHERE excluded.items_done > checkpoints.items_done
+
+-- name: survived
+-- It came further than where the agent died: that was not this task's fault.
+UPDATE tasks SET crashes = 0 WHERE task_id = :task_id AND crashes > 0
+
+-- name: keep_part
+INSERT INTO parts (task_id, first, failed, error, items) VALUES (:task_id, :first, :failed, :error, :items)
+
+-- name: parts
+SELECT first, failed, error, items FROM parts WHERE task_id = :task_id ORDER BY first
+
+-- name: drop_checkpoint
+DELETE FROM checkpoints WHERE task_id = :task_id
+
+-- name: drop_parts
+DELETE FROM parts WHERE task_id = :task_id
 
 -- name: hand_over
 UPDATE tasks SET holder = 'hub' WHERE task_id = :task_id AND holder = 'edge' AND origin = 'device'
