@@ -4,7 +4,9 @@
 
 Messages are acknowledged to the broker when they arrive: MQTT wants that in order of arrival, so one
 agent whose batches cannot be applied would hold up all others. What is promised is kept by the lane's
-cursor; a batch dropped here for want of room is simply sent again.
+cursor; a batch dropped here for want of room is simply sent again. And so two hubs may serve one agent
+for a moment without harm (see `replicas`): rows and cursor are committed together, under the lock of the
+cursor's row, and a batch that the other has committed is known by its numbers.
 """
 
 from __future__ import annotations
@@ -13,17 +15,16 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
-import psycopg_pool
 import pyarrow.compute  # noqa: F401 - here at the start: else the first batch's transaction waits for it
 
-from cloud_hub import news
+from cloud_hub import down, news, patience
 from cloud_hub.store import apply, ends, pool
 from cloud_hub.store import lanes as lane_store
-from shared import backoff, lanes, link, outlet, signals, topics, wire
+from shared import backoff, lanes, link, signals, topics, wire
 
 log: Final = logging.getLogger(__name__)
 
@@ -33,10 +34,6 @@ TOGETHER: Final = 16
 """Batches applied in one transaction, at most: one commit serves them all."""
 TRIES: Final = 3
 """A batch that PostgreSQL refuses so often is set aside."""
-
-_T = TypeVar("_T")
-
-Pool = psycopg_pool.AsyncConnectionPool[pool.Connection]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +61,6 @@ class Budget:
         self._left += size
 
 
-class DownLanes:
-    """The store of an agent's down lanes, as an outlet asks it."""
-
-    def __init__(self, connections: Pool, agent_id: int) -> None:
-        self._connections = connections
-        self._agent_id = agent_id
-
-    async def read(self, lane: lanes.Lane, after: int, max_rows: int, max_bytes: int) -> wire.Batch | None:
-        async def read() -> wire.Batch | None:
-            async with self._connections.connection() as connection:
-                return await lane_store.read(connection, self._agent_id, lane, after, max_rows, max_bytes)
-
-        return await _steadily(read, f"lane {lane}")
-
-    async def acknowledged(self, lane: lanes.Lane, cursor: int) -> None:
-        async with self._connections.connection() as connection:
-            await lane_store.acknowledged(connection, self._agent_id, lane, cursor)
-
-    async def numbers(self) -> dict[lanes.Lane, tuple[int, int]]:
-        async with self._connections.connection() as connection:
-            return await lane_store.down_lanes(connection, self._agent_id)
-
-
 class Channel:
     """One agent, in one epoch."""
 
@@ -95,7 +69,7 @@ class Channel:
         agent: topics.Agent,
         agent_id: int,
         epoch: int,
-        connections: Pool,
+        connections: pool.Pool,
         mqtt: link.Link,
         tell: news.News,
         applying: asyncio.Semaphore,
@@ -112,102 +86,81 @@ class Channel:
         self._applying = applying
         self._budget = budget
         self._counts = counts
+        self.down = down.DownLanes(connections, mqtt, agent, agent_id, epoch, counts)
         self._inbox: asyncio.Queue[Arrival] = asyncio.Queue(INBOX)
         self._refusals: Counter[tuple[lanes.Lane, int]] = Counter()
-        self._down = DownLanes(connections, agent_id)
-        self._outlet: outlet.Outlet | None = None
-        self._check_down = asyncio.Event()
-        self._greet = asyncio.Event()
-        self._greet.set()
+        self._say = asyncio.Event()
+        self._greet = True
+        self._say.set()
         self._cursors: dict[lanes.Lane, int] = {}
         """The up lanes' cursors, as last committed by this process."""
+        self.active = time.monotonic()
+        """When it last had something to do with its agent (s)."""
 
     def put(self, arrival: Arrival) -> bool:
         """A batch has come; False if there is no room for it, so that its sender must repeat it."""
-        try:
-            self._inbox.put_nowait(arrival)
-        except asyncio.QueueFull:
+        self.active = time.monotonic()
+        size = len(arrival.message.payload)
+        if self._inbox.full() or not self._budget.take(size):
             return False
+        self._inbox.put_nowait(arrival)
         return True
-
-    def wake_down(self) -> None:
-        """Its down lanes have new records."""
-        self._check_down.set()
 
     def reconnected(self, *, ourselves: bool) -> None:
         """The agent, or the hub itself, is at the broker again: what was sent down may not have arrived."""
-        if self._outlet is not None:
-            self._outlet.reconnected()
+        self.down.reconnected()
         if ourselves:  # neither may what came up: the agent should go on after our cursors at once
-            self._greet.set()
+            self._greet = True
+            self._say.set()
 
-    async def acknowledge(self, acks: Sequence[signals.Ack]) -> None:
-        """The agent's cursors of its down lanes."""
-        if self._outlet is None:
-            return
-        try:
-            await self._outlet.acknowledge(acks)
-        except lanes.JournalRegressed as error:
-            # PostgreSQL was put back to an older state: number what waits anew, after the agent's cursor.
-            log.error("%s epoch %d: %s", self.agent, self.epoch, error)
-            self._counts["regressed"] += 1
-            async with self._connections.connection() as connection:
-                for ack in acks:
-                    await lane_store.renumber(
-                        connection, self.agent_id, lanes.Lane.parse(ack.lane), ack.cursor
-                    )
-            self._outlet.restart(await self._down.numbers())
-
-    async def heartbeat(self) -> None:
+    def heartbeat(self) -> None:
         """Answer the agent's: it hands work over only to a hub that it hears."""
-        await self._send_acks(
-            [signals.Ack(lane=str(lane), cursor=cursor) for lane, cursor in self._cursors.items()]
-        )
+        self.active = time.monotonic()
+        self._say.set()
 
     async def run(self) -> None:
         """Apply and send until cancelled."""
-        numbers = await _steadily(self._down.numbers, f"down lanes of {self.agent}")
-        self._outlet = outlet.Outlet(
-            self._down, self._link, lambda lane: topics.down(self.agent, lane), self.epoch, numbers
-        )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._apply_arrivals(), name=f"{self.agent}: apply")
-            group.create_task(self._outlet.run(), name=f"{self.agent}: send down")
             group.create_task(self._say_cursors(), name=f"{self.agent}: say cursors")
-            group.create_task(self._watch_down(self._outlet), name=f"{self.agent}: watch down lanes")
+            group.create_task(self.down.run(), name=f"{self.agent}: down lanes")
+
+    def close(self) -> None:
+        """Nothing more will be applied: what waits makes room for others. Call it beside cancelling `run`."""
+        while not self._inbox.empty():
+            self._budget.release(len(self._inbox.get_nowait().message.payload))
 
     async def _say_cursors(self) -> None:
-        """At the hub's start and at each of its connects: the agent rewinds to them."""
+        """When we begin, and at each of our connects, so that the agent rewinds; else as a sign of life."""
         while True:
-            await self._greet.wait()
-            self._greet.clear()
-            ledgers = (await _steadily(self._ledgers, f"lanes of {self.agent}")).get(self.agent_id)
-            if ledgers is not None:
+            await self._say.wait()
+            self._say.clear()
+            greet, self._greet = self._greet, False
+            if greet:
+                ledgers = await patience.steadily(self._ledgers, f"lanes of {self.agent}")
                 self._cursors.update({lane: ledger.cursor for lane, ledger in ledgers.up.items()})
             await self._send_acks(
                 [
-                    signals.Ack(lane=str(lane), cursor=cursor, rewind=True)
+                    signals.Ack(lane=str(lane), cursor=cursor, rewind=greet)
                     for lane, cursor in self._cursors.items()
                 ]
             )
 
-    async def _ledgers(self) -> dict[int, lane_store.Ledgers]:
+    async def _ledgers(self) -> lane_store.Ledgers:
         async with self._connections.connection() as connection:
-            return await lane_store.ledgers(connection, [self.agent_id])
-
-    async def _watch_down(self, sending: outlet.Outlet) -> None:
-        while True:
-            await self._check_down.wait()
-            self._check_down.clear()
-            numbers = await _steadily(self._down.numbers, f"down lanes of {self.agent}")
-            sending.appended({lane: numbered for lane, (numbered, _) in numbers.items()})
+            books = await lane_store.ledgers(connection, [self.agent_id])
+        return books.get(self.agent_id, lane_store.Ledgers({}, {}))
 
     async def _apply_arrivals(self) -> None:
         while True:
+            patience.heed_cancellation()
             arrivals = [await self._inbox.get()]
             while len(arrivals) < TOGETHER and not self._inbox.empty():
                 arrivals.append(self._inbox.get_nowait())
-            await self._apply(arrivals)
+            try:
+                await self._apply(arrivals)
+            finally:
+                self._budget.release(sum(len(arrival.message.payload) for arrival in arrivals))
 
     async def _apply(self, arrivals: list[Arrival]) -> None:
         """Apply batches in one transaction and acknowledge; alone, if PostgreSQL refuses one of them."""
@@ -220,6 +173,7 @@ class Channel:
             except pool.UNAVAILABLE as error:
                 self._counts["unavailable"] += 1
                 log.warning("%s: PostgreSQL is not available, trying again: %s", self.agent, error)
+                patience.heed_cancellation()
                 await asyncio.sleep(pause.next())
             except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other agents
                 if len(arrivals) > 1:
@@ -227,7 +181,6 @@ class Channel:
                         await self._apply([arrival])
                     return
                 self._refuse(arrivals[0], error)
-        self._budget.release(sum(len(arrival.message.payload) for arrival in arrivals))
         for outcome in outcomes:
             self._news.tell(outcome)
         self._cursors.update({lanes.Lane.parse(ack.lane): ack.cursor for ack in acks})
@@ -329,14 +282,3 @@ class Channel:
             self._link.publish_nowait(topics.down(self.agent, topics.ACK), signals.encode(message), qos=1)
         except link.LinkDown:
             log.debug("%s: acknowledgement not sent, the link is down", self.agent)
-
-
-async def _steadily(read: Callable[[], Awaitable[_T]], what: str) -> _T:
-    """Read from PostgreSQL, again and again while it is not available."""
-    pause = backoff.Backoff(base_s=0.05, cap_s=2.0)
-    while True:
-        try:
-            return await read()
-        except pool.UNAVAILABLE as error:
-            log.warning("%s: PostgreSQL is not available, trying again: %s", what, error)
-            await asyncio.sleep(pause.next())

@@ -3,7 +3,9 @@
 Keys, all under `backhaul:`
 
     telemetry:{site}/{agent}   the last heartbeat as JSON, for as long as it counts as fresh
+    lock:{key}                 who holds a lock, until it runs out
     news                       channel: which topics changed, so that other hubs look at once
+    lanes                      channel: agents (ids) whose down lanes have new records
 
 Nothing here is a promise. Redis emptied costs a second of staleness; Redis away costs the news of other
 hubs, which then look by their own clocks. Every failure is counted and logged once, not raised.
@@ -14,21 +16,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 import redis.asyncio
 import redis.exceptions
 
+from cloud_hub import patience
 from shared import backoff, topics
 
 log: Final = logging.getLogger(__name__)
 
 PREFIX: Final = "backhaul:"
 NEWS: Final = PREFIX + "news"
+LANES: Final = PREFIX + "lanes"
 FRESH_S: Final = 30
 TIMEOUT_S: Final = 1.0
 """A hot store that does not answer within this is no hot store."""
+PAUSE_S: Final = 0.02
+"""Between two publications: what is announced meanwhile goes together."""
+
+_LUA: Final = Path(__file__).parent / "lua"
 
 
 class Hot:
@@ -41,17 +51,30 @@ class Hot:
             if url
             else None
         )
+        self._scripts = (
+            {path.stem: self._client.register_script(path.read_bytes()) for path in _LUA.glob("*.lua")}
+            if self._client is not None
+            else {}
+        )
         self._on_news = on_news
+        self.on_lanes: Callable[[Iterable[int]], object] = lambda agent_ids: None
+        """Told of agents (ids) to which any hub, this one included, has something new to send."""
         self._announced: set[str] = set()
+        self._lanes: set[int] = set()
         self._wake = asyncio.Event()
         self.available = False
         self.failures = 0
 
-    async def save_telemetry(self, agent: topics.Agent, telemetry: bytes) -> None:
-        """Keep the last heartbeat for readers that do not hear the broker themselves."""
+    # The last heartbeats
+
+    async def save_telemetry(self, reports: Mapping[topics.Agent, bytes]) -> None:
+        """Keep the last heartbeats for readers that do not hear the broker themselves."""
         if self._client is not None and self.available:
             try:
-                await self._client.set(f"{PREFIX}telemetry:{agent}", telemetry, ex=FRESH_S)
+                async with self._client.pipeline(transaction=False) as together:
+                    for agent, telemetry in reports.items():
+                        together.set(f"{PREFIX}telemetry:{agent}", telemetry, ex=FRESH_S)
+                    await together.execute()
             except redis.exceptions.RedisError as error:
                 self._failed(error)
 
@@ -66,11 +89,50 @@ class Hot:
             return None
         return found if isinstance(found, bytes) else None
 
+    # Locks
+
+    async def lock(self, key: str, holder: str, ttl_s: float) -> bool | None:
+        """Take the lock `key` or prolong our own; whether `holder` has it now, for `ttl_s`.
+
+        None if nobody can know: Redis is not used, or does not answer. A lock in Redis is a hint, not a
+        proof: it may be forgotten, and its holder may sleep past its end. What must not be done twice
+        needs a fencing token beside it.
+        """
+        taken = await self._run_script("lock", key, holder, max(1, round(ttl_s * 1000)))
+        return None if taken is None else taken == 1
+
+    async def unlock(self, key: str, holder: str) -> None:
+        """Give up the lock `key`, if `holder` still has it."""
+        await self._run_script("unlock", key, holder)
+
+    async def _run_script(self, name: str, key: str, *words: str | int) -> object:
+        """What a script answers; None if there is nobody to run it."""
+        if self._client is None:
+            return None
+        try:
+            return await self._scripts[name](keys=[f"{PREFIX}lock:{key}"], args=list(words))
+        except redis.exceptions.RedisError as error:
+            self._failed(error)
+            return None
+
+    # News
+
     def announce(self, what: str) -> None:
-        """Tell every hub, this one included, that `what` changed: 'queued', 'freed', 'ended'."""
+        """Tell every hub, this one included, that `what` changed: 'queued', 'freed'."""
         self._on_news(what)
-        self._announced.add(what)
-        self._wake.set()
+        if self._client is not None:
+            self._announced.add(what)
+            self._wake.set()
+
+    def announce_here(self, what: str) -> None:
+        """Tell this hub alone, of what every hub hears for itself."""
+        self._on_news(what)
+
+    def announce_lanes(self, agent_ids: Iterable[int]) -> None:
+        """Tell every hub that the down lanes of these agents have new records."""
+        if self._client is not None:
+            self._lanes.update(agent_ids)
+            self._wake.set()
 
     async def run(self) -> None:
         """Listen and publish until cancelled, coming back to Redis when it comes back."""
@@ -79,12 +141,15 @@ class Hot:
         pause = backoff.Backoff(base_s=0.1, cap_s=5.0)
         try:
             while True:
+                began = time.monotonic()
                 try:
                     async with asyncio.TaskGroup() as group:
                         group.create_task(self._listen(), name="hot: listen")
                         group.create_task(self._publish(), name="hot: publish")
                 except* redis.exceptions.RedisError as errors:
                     self._failed(errors.exceptions[0])
+                patience.heed_cancellation()
+                pause.succeeded(time.monotonic() - began)
                 await asyncio.sleep(pause.next())
         finally:
             with contextlib.suppress(redis.exceptions.RedisError):
@@ -93,24 +158,38 @@ class Hot:
     async def _listen(self) -> None:
         assert self._client is not None
         async with self._client.pubsub() as channel:
-            await channel.subscribe(NEWS)
-            self.available = True
-            log.info("Redis is there")
+            await channel.subscribe(NEWS, LANES)
             while True:
+                if not self.available:  # at first, and after a call that it did not answer in time
+                    await self._client.ping()
+                    self.available = True
+                    log.info("Redis is there")
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=TIMEOUT_S / 2)
                 if message is not None:
-                    self._on_news(message["data"].decode())
+                    self._heard(message["channel"].decode(), message["data"].decode())
+
+    def _heard(self, channel: str, text: str) -> None:
+        if channel == NEWS:
+            self._on_news(text)
+            return
+        try:
+            self.on_lanes([int(agent_id) for agent_id in text.split()])
+        except ValueError:
+            log.warning("news of lanes that cannot be read: %.100s", text)
 
     async def _publish(self) -> None:
-        """What was announced, each word at most once in 20 ms: news say look, not what to see."""
+        """What was announced, each word at most once in PAUSE_S: news say look, not what to see."""
         assert self._client is not None
         while True:
             await self._wake.wait()
             self._wake.clear()
             words, self._announced = self._announced, set()
+            lanes, self._lanes = self._lanes, set()
             for word in words:
                 await self._client.publish(NEWS, word)
-            await asyncio.sleep(0.02)
+            if lanes:
+                await self._client.publish(LANES, " ".join(map(str, lanes)))
+            await asyncio.sleep(PAUSE_S)
 
     def _failed(self, error: BaseException) -> None:
         self.failures += 1

@@ -17,9 +17,14 @@ class News:
     """Tells clients that wait, the scheduler and the down lanes what has just been committed."""
 
     def __init__(
-        self, here: events.Events, everywhere: hot.Hot, wake_lanes: Callable[[Iterable[int]], None]
+        self,
+        here: events.Events,
+        everywhere: hot.Hot,
+        wake_lanes: Callable[[Iterable[int]], frozenset[int]],
     ) -> None:
-        """`wake_lanes` is told of agents (ids) whose down lanes have new records."""
+        """`wake_lanes` is told of agents (ids) whose down lanes have new records, and returns those that
+        this hub does not serve: the others are told of them.
+        """
         self._here = here
         self._everywhere = everywhere
         self._wake_lanes = wake_lanes
@@ -33,8 +38,10 @@ class News:
         if outcome.queued:
             self._everywhere.announce(QUEUED)
         if outcome.told:
-            self._wake_lanes(outcome.told)
+            elsewhere = self._wake_lanes(outcome.told)
+            if elsewhere:
+                self._everywhere.announce_lanes(elsewhere)
 
     def freed(self) -> None:
-        """An agent can take more than before."""
-        self._everywhere.announce(FREED)
+        """An agent can take more than before. Every hub hears that from the agent itself."""
+        self._everywhere.announce_here(FREED)

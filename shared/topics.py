@@ -112,13 +112,24 @@ def all_down(agent: Agent) -> str:
     return f"{ROOT}/{agent.site}/{agent.name}/down/+"
 
 
-def all_up() -> str:
-    """The filter of the hub's gateway: all that any agent sends up."""
-    return f"{ROOT}/+/+/up/+"
+def own_up(agent: Agent) -> str:
+    """The filter of the hub that serves an agent: all that it sends up."""
+    return f"{ROOT}/{agent.site}/{agent.name}/up/+"
+
+
+def all_telemetry() -> str:
+    """What every hub listens to, whoever serves the agent."""
+    return f"{ROOT}/+/+/up/{TELEMETRY}"
 
 
 def all_presence() -> str:
+    """Likewise."""
     return f"{ROOT}/+/+/presence"
+
+
+def all_up() -> str:
+    """All that any agent sends up: for a listener that serves none."""
+    return f"{ROOT}/+/+/up/+"
 
 
 def parse(topic: str) -> Message:

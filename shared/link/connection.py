@@ -44,6 +44,9 @@ _BACKLOG: Final = 1 << 20
 _UNLIMITED: Final = 0xFFFF
 """The Receive Maximum of a broker that names none (MQTT 5.0, 3.2.2.3.3)."""
 
+_FILTERS: Final = 64
+"""In one SUBSCRIBE packet."""
+
 _T = TypeVar("_T")
 
 
@@ -86,6 +89,7 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._granted: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._subscribing: set[asyncio.Task[None]] = set()
         self._farewell: LinkError | None = None
         self._ended: asyncio.Future[Exception] = self._loop.create_future()
 
@@ -114,14 +118,49 @@ class Connection:
 
     async def subscribe(self, filters: Sequence[tuple[str, int]], timeout_s: float) -> None:
         """Subscribe to each of `filters` with its QoS. Raises Refused when one is not granted in full."""
+        parts = [filters[at : at + _FILTERS] for at in range(0, len(filters), _FILTERS)]
+        asked = [(part, self._ask(part)) for part in parts]
+        for part, granted in asked:
+            await self._check(part, granted, timeout_s)
+
+    def subscribe_nowait(self, filters: Sequence[tuple[str, int]], timeout_s: float) -> None:
+        """As `subscribe`, before anything that is published from now on; the connection ends if the broker
+        does not grant it.
+        """
+        try:
+            granted = self._ask(filters)
+        except LinkDown:
+            return  # whoever connects next subscribes
+        checking = self._loop.create_task(self._check(filters, granted, timeout_s), name="link: subscribe")
+        self._subscribing.add(checking)
+        checking.add_done_callback(self._subscribed)
+
+    def unsubscribe(self, topics: str) -> None:
+        """Ask for no more messages on `topics`; those that are on their way still come."""
+        self._client.unsubscribe(topics)
+
+    def _ask(self, filters: Sequence[tuple[str, int]]) -> asyncio.Future[list[ReasonCode]]:
         code, packet_id = self._client.subscribe(list(filters))
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS or packet_id is None:
             raise LinkDown(f"cannot subscribe: {code.name}")
         granted = self._granted[packet_id] = self._loop.create_future()
+        return granted
+
+    async def _check(
+        self,
+        filters: Sequence[tuple[str, int]],
+        granted: asyncio.Future[list[ReasonCode]],
+        timeout_s: float,
+    ) -> None:
         answers = await self._answer(granted, timeout_s, "SUBSCRIBE")
         for (topics, qos), answer in zip(filters, answers, strict=True):
             if answer.value != qos:
                 raise Refused(f"the broker refused to subscribe us to {topics} at QoS {qos}", str(answer))
+
+    def _subscribed(self, checking: asyncio.Task[None]) -> None:
+        self._subscribing.discard(checking)
+        if not checking.cancelled() and (error := checking.exception()) is not None:
+            self._end(error if isinstance(error, Exception) else LinkDown(repr(error)))
 
     async def ended(self) -> LinkError:
         """Wait for the end; returns why it came, or raises what a handler raised."""
@@ -140,6 +179,11 @@ class Connection:
     def alive(self) -> bool:
         """Whether packets can be sent."""
         return self._socket is not None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the broker has taken us in, and the connection stands."""
+        return self.alive and self._accepted.done() and not self._ended.done()
 
     async def _answer(self, answer: asyncio.Future[_T], timeout_s: float, question: str) -> _T:
         try:

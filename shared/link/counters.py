@@ -19,4 +19,5 @@ class Counters:
     dropped: int = 0
     """Publications of QoS 0 for which there was no connection, or none that took them fast enough."""
     unclaimed: int = 0
-    """Messages that no subscription covers: the broker kept an earlier program's session."""
+    """Messages that no subscription covers: it has just ended, or the broker kept an earlier program's
+    session."""

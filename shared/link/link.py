@@ -221,15 +221,29 @@ class Link:
     def subscribe(self, topics: str, qos: QoS, handler: Handler) -> None:
         """Have each message on `topics`, a filter, given to `handler`; at this and every later connection.
 
-        To be called before `run`. Filters must not overlap: a message goes to one handler. Every QoS 1
-        message must be acknowledged at some time, since all later acknowledgements wait for it.
+        May be called at any time. On a standing connection the broker is asked before anything else that is
+        published from now on; if it refuses, the connection ends, as it does at a connect.
+
+        Filters may overlap: a message goes to the handler of one of them. But a broker may send it once for
+        each (MQTT 5.0, 3.3.4; Mosquitto does), and then it comes so often. Every QoS 1 message must be
+        acknowledged at some time, since all later acknowledgements wait for it.
         """
-        if self._connection is not None:
-            raise RuntimeError(f"{self} is running: subscribe to {topics} before")
         if topics in self._filters:
             raise ValueError(f"{self} has a subscription to {topics} already")
         self._filters[topics] = qos
         self._handlers[topics] = handler
+        if self._connection is not None and self._connection.accepted:
+            self._connection.subscribe_nowait([(topics, qos)], self._timeout_s)
+
+    def unsubscribe(self, topics: str) -> None:
+        """End the subscription to `topics`. What is still on its way is acknowledged and handed to nobody.
+
+        Raises KeyError if there is none.
+        """
+        del self._filters[topics]
+        del self._handlers[topics]  # type: ignore[no-untyped-call]
+        if self._connection is not None and self._connection.accepted:
+            self._connection.unsubscribe(topics)
 
     def ack(self, message: Message) -> None:
         """Tell the broker that it may forget `message`, as soon as it may forget all that came before it.

@@ -170,6 +170,70 @@ async def test_messages_go_to_the_handler_of_their_filter(broker: servers.Mosqui
         assert [message.payload for message in await leases.take(10)] == [b"lease"]
 
 
+async def test_a_subscription_may_come_while_the_link_runs(broker: servers.Mosquitto) -> None:
+    """It holds for all that is published after it, also over the same link, and at later connections."""
+    early, late = link.Inbox(10), link.Inbox(10)
+    ours = new_link(broker, "ours")
+    ours.subscribe("early", 1, early.put)
+    async with running(ours):
+        ours.subscribe("late/+", 1, late.put)
+        await ours.publish("late/1", b"", qos=1)
+        (message,) = await late.take(10)
+        ours.ack(message)
+        await broker.restart()
+        await until(lambda: ours.counters.connects == 2)
+        await ours.wait_connected()
+        await ours.publish("late/2", b"", qos=1)
+        (message,) = await late.take(10)
+    assert message.topic == "late/2"
+
+
+async def test_what_a_subscription_brings_ends_with_it(broker: servers.Mosquitto) -> None:
+    """After `unsubscribe` nothing comes to its handler, nor at later connections; it may be made anew."""
+    ended, going_on = link.Inbox(10), link.Inbox(10)
+    ours = new_link(broker, "ours")
+    ours.subscribe("ended/+", 1, ended.put)
+    ours.subscribe("on", 1, going_on.put)
+    async with running(ours):
+        for again in (False, True):
+            ours.unsubscribe("ended/+")
+            if again:
+                await broker.restart()
+                await until(lambda: ours.counters.connects == 2)
+                await ours.wait_connected()
+            await ours.publish("ended/1", b"", qos=1)
+            await ours.publish("on", b"", qos=1)
+            (message,) = await going_on.take(10)
+            ours.ack(message)
+            assert not len(ended)
+            ours.subscribe("ended/+", 1, ended.put)
+            await ours.publish("ended/2", b"", qos=1)
+            (message,) = await ended.take(10)
+            ours.ack(message)
+            assert message.topic == "ended/2"
+        with pytest.raises(KeyError):
+            ours.unsubscribe("never")
+    assert ours.counters.unclaimed == 0
+
+
+async def test_many_subscriptions_are_taken_up_again(broker: servers.Mosquitto) -> None:
+    """Hundreds of filters come back with the connection, whatever a broker takes in one packet."""
+    inbox = link.Inbox(1000)
+    ours = new_link(broker, "ours")
+    async with running(ours):
+        for number in range(300):
+            ours.subscribe(f"t/{number}", 1, inbox.put)
+        await broker.restart()
+        await until(lambda: ours.counters.connects == 2)
+        await ours.wait_connected()
+        for number in (0, 63, 64, 299):
+            await ours.publish(f"t/{number}", b"", qos=1)
+        seen: list[str] = []
+        while len(seen) < 4:
+            seen += [message.topic for message in await inbox.take(10)]
+    assert seen == ["t/0", "t/63", "t/64", "t/299"]
+
+
 async def test_an_error_in_a_handler_ends_the_link(broker: servers.Mosquitto) -> None:
     """A handler's mistake is not hidden: `run` raises it."""
 
@@ -392,6 +456,21 @@ async def test_less_than_qos_1_is_a_refusal(tmp_path: Path, version: int, word: 
             assert isinstance(ours.error, link.Refused)
             assert word in str(ours.error)
             assert ours.counters.connects == 0
+
+
+async def test_a_subscription_refused_while_the_link_runs_ends_the_connection(tmp_path: Path) -> None:
+    """As at a connect: a link is connected with all its subscriptions or not at all."""
+    async with (
+        servers.Mosquitto(tmp_path / "lossy", extra=["max_qos 0"]) as broker,
+        running(ours := new_link(broker, "ours", version=4)),
+    ):
+        ours.subscribe("jobs/#", 1, lambda message: None)
+        await ours.wait_disconnected()
+        await until(lambda: ours.error is not None)
+        assert isinstance(ours.error, link.Refused)
+        assert "subscribe us to jobs/#" in str(ours.error)
+        ours.unsubscribe("jobs/#")
+        await ours.wait_connected()
 
 
 async def test_a_refused_publication_is_not_taken_for_published(tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def test_a_message_is_read_as_it_was_written(agent: topics.Agent, name: str, gen
     assert topics.parse(topics.down(agent, lane)) == topics.Message(agent, "down", lane)
     assert topics.parse(topics.presence(agent)) == topics.Message(agent, "presence", "")
     assert matches(topics.up(agent, lane), topics.all_up())
+    assert matches(topics.up(agent, lane), topics.own_up(agent))
+    assert matches(topics.up(agent, topics.TELEMETRY), topics.all_telemetry())
+    assert not matches(topics.up(agent, lane), topics.all_telemetry())
     assert matches(topics.down(agent, lane), topics.all_down(agent))
     assert matches(topics.presence(agent), topics.all_presence())
 

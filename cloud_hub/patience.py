@@ -1,0 +1,41 @@
+"""Asking PostgreSQL again and again while it is not available, but no longer than one is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from cloud_hub.store import pool
+from shared import backoff
+
+log: Final = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+async def steadily(work: Callable[[], Awaitable[_T]], what: str) -> _T:
+    """Do `work`, which can be repeated, until PostgreSQL was there for it; `what` names it in the log."""
+    pause = backoff.Backoff(base_s=0.05, cap_s=2.0)
+    while True:
+        try:
+            done = await work()
+            heed_cancellation()
+            return done
+        except pool.UNAVAILABLE as error:
+            log.warning("%s: PostgreSQL is not available, trying again: %s", what, error)
+            heed_cancellation()
+            await asyncio.sleep(pause.next())
+
+
+def heed_cancellation() -> None:
+    """Raise CancelledError if the current task was asked to end and the request got lost.
+
+    `asyncio.wait_for`, by which the pool waits for a free connection, forgets it when the connection comes at
+    that very moment, and a TaskGroup when one of its tasks fails then (Python 3.11). A loop that did not
+    look would go on for ever, and whoever waits for its end would wait as long.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -1,0 +1,27 @@
+-- name: beat
+-- A hub is there; the hubs that are alive, it included. One that went without a word is forgotten later
+-- than it counts as gone, so that clocks and slow statements have no say in who writes here.
+WITH here AS (
+    INSERT INTO hubs (hub_id) VALUES (%(hub_id)s)
+    ON CONFLICT (hub_id) DO UPDATE SET seen_at = now()
+    RETURNING hub_id
+),
+forgotten AS (
+    DELETE FROM hubs
+    WHERE hub_id <> %(hub_id)s AND seen_at < now() - make_interval(secs => %(forget_s)s)
+)
+SELECT hub_id FROM here
+UNION ALL
+SELECT hub_id FROM hubs WHERE hub_id <> %(hub_id)s AND seen_at > now() - make_interval(secs => %(live_s)s);
+
+-- name: succeed
+-- Nobody else listens at the place of a hub that is just starting: what was there is gone.
+DELETE FROM hubs WHERE starts_with(hub_id, %(place)s) AND hub_id <> %(hub_id)s;
+
+-- name: leave
+DELETE FROM hubs WHERE hub_id = %(hub_id)s;
+
+-- name: waiting
+-- The down lanes of some agents that hold records, and how far they are numbered.
+SELECT agent_id, lane, numbered FROM down_lanes
+WHERE agent_id = ANY (%(agent_ids)s::int[]) AND numbered > acked;
