@@ -250,13 +250,14 @@ def command(path: str) -> str:
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """What each command does, and its own parser."""
+    """What each command does, and its own parser; those below it follow it."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             does = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for word, below in action.choices.items():
                 if below.add_help:  # one without is another program, which helps by itself
                     yield does[word], below
+                    yield from _subcommands(below)
 
 
 def _arguments(parser: argparse.ArgumentParser, known: Collection[str] = ()) -> str:

@@ -11,12 +11,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from cloud_hub import events
+from cloud_hub import queues as hub_queues
 from cloud_hub.api import (
     context,
+    drains,
+    explain,
     fleet,
     health,
     metrics,
     problems,
+    queues,
     results,
     snapshots,
     submissions,
@@ -24,8 +28,9 @@ from cloud_hub.api import (
     tasks,
 )
 from cloud_hub.dashboard import pages, sse
+from cloud_hub.scheduler import snapshot
 from cloud_hub.store import ends, pool
-from shared import jobs, topics
+from shared import topics
 
 DESCRIPTION: Final = """\
 A federated inference queue, from the factory floor to the cloud.
@@ -43,8 +48,9 @@ def create(
     live: context.Live | None = None,
     settings: context.Settings | None = None,
     *,
+    limits: hub_queues.Queues | None = None,
+    rules: snapshot.Rules | None = None,
     tell: Callable[[ends.Outcome], None] = lambda outcome: None,
-    tag: Callable[[jobs.Job], float] = lambda job: 0.0,
     drained: Callable[[topics.Agent, bool], None] = lambda agent, draining: None,
     broker: Callable[[], bool | None] = lambda: None,
     redis: Callable[[], bool | None] = lambda: None,
@@ -52,12 +58,13 @@ def create(
 ) -> FastAPI:
     """The app. It starts and stops nothing: pool and submitter are run by whoever builds it.
 
-    `live`: the fleet as the hub hears it. `tell` is given what a request changed, after its commit; `tag`
-    gives a new task its fair-share tag; `drained` is told of agents that are to get no more work, or are
-    again. `broker` and `redis` say whether they are there (None: not used). `registry`: the metrics that
-    /metrics shows beside the app's own.
+    `live`: the fleet as the hub hears it. `limits`: the queues as the submitter knows them; run by whoever
+    builds it. `rules`: by which the scheduler decides. `tell` is given what a request changed, after its
+    commit; `drained` is told of agents that are to get no more work, or are again. `broker` and `redis` say
+    whether they are there (None: not used). `registry`: the metrics that /metrics shows beside the app's own.
 
-    While `app.state.snapshots.run()` runs there is a history of throughput for dashboards that open later.
+    While `app.state.snapshots.run()` runs there is a history of throughput for dashboards that open later;
+    while `app.state.drains.run()` does, drains with a limit come to their end.
     """
     hub = context.Hub(
         database=connections,
@@ -66,7 +73,8 @@ def create(
         live=live or context.Deaf(),
         settings=settings or context.Settings(),
         tell=tell,
-        tag=tag,
+        queues=limits or hub_queues.Queues(connections),
+        rules=rules or snapshot.Rules(),
         drained=drained,
         broker=broker,
         redis=redis,
@@ -82,12 +90,15 @@ def create(
     )
     app.state.hub = hub
     app.state.snapshots = snapshots.Snapshots(hub)
+    app.state.drains = drains.Drains(hub)
     app.state.fleet_metrics = metrics.FleetMetrics(hub, app.state.snapshots)
     hub.registry.register(app.state.fleet_metrics)
     problems.install(app)
     for router in (
         submit.router,
         tasks.router,
+        explain.router,
+        queues.router,
         results.router,
         fleet.router,
         sse.router,

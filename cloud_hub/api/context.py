@@ -13,8 +13,9 @@ import msgspec
 import prometheus_client
 from fastapi import Depends, Request
 
-from cloud_hub import events
+from cloud_hub import events, queues
 from cloud_hub.api import bodies, problems, submissions
+from cloud_hub.scheduler import snapshot
 from cloud_hub.store import ends, pool
 from shared import jobs, signals, topics
 
@@ -102,8 +103,10 @@ class Hub:
     settings: Settings
     tell: Callable[[ends.Outcome], None]
     """Is told what a request changed, after the commit."""
-    tag: Callable[[jobs.Job], float]
-    """The fair-share tag of a task that is to join the queue."""
+    queues: queues.Queues
+    """The queues' settings; who changes them has them read again."""
+    rules: snapshot.Rules
+    """By which the scheduler decides: what explanations go by."""
     drained: Callable[[topics.Agent, bool], None]
     """Is told of an agent that is to get no more of the hub's tasks (True), or gets them again."""
     broker: Callable[[], bool | None]

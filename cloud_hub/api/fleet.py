@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, Field
 
-from cloud_hub.api import context, fleet_view, problems, snapshots
+from cloud_hub.api import context, drains, fleet_view, problems, snapshots
 from cloud_hub.store import agents, lanes, schedule
 from shared import topics
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
+
+MAX_WITHIN_S: Final = 86_400.0
 
 SiteName = Annotated[str, Path(description="The site", examples=["lyon-press"])]
 AgentName = Annotated[str, Path(description="The agent's name there", examples=["press-a"])]
@@ -30,6 +32,13 @@ def of(request: Request) -> snapshots.Snapshots:
     """The pictures that this app takes."""
     found = request.app.state.snapshots
     assert isinstance(found, snapshots.Snapshots)
+    return found
+
+
+def drains_of(request: Request) -> drains.Drains:
+    """The limits of drains that this app was told."""
+    found = request.app.state.drains
+    assert isinstance(found, drains.Drains)
     return found
 
 
@@ -59,11 +68,33 @@ async def agent(hub: context.Dependency, site: SiteName, name: AgentName) -> fle
 @router.post(
     "/agents/{site}/{name}/drain",
     summary="Give an agent no more of the hub's tasks",
-    responses=problems.documented(problems.NOT_FOUND),
+    responses=problems.documented(problems.NOT_FOUND, problems.INVALID),
 )
-async def drain(hub: context.Dependency, site: SiteName, name: AgentName) -> fleet_view.Agent:
-    """It finishes what it holds and goes on serving its devices. After a restart of it that is still so."""
-    return await _set_draining(hub, topics.Agent(site, name), draining=True)
+async def drain(
+    hub: context.Dependency,
+    request: Request,
+    site: SiteName,
+    name: AgentName,
+    within_s: Annotated[
+        float | None,
+        Query(
+            ge=0,
+            le=MAX_WITHIN_S,
+            allow_inf_nan=False,
+            description="After so many seconds what it still runs goes back into the queue, the items that "
+            "are done kept; not said: it finishes all that it holds",
+        ),
+    ] = None,
+) -> fleet_view.Agent:
+    """It gets no new tasks, finishes those that it holds, and goes on serving its devices.
+
+    After a restart, of the agent or of the hub, it still drains; but a limit is forgotten with the hub that
+    was told it. To ask again sets the limit anew.
+    """
+    place = topics.Agent(site, name)
+    found = await _set_draining(hub, place, draining=True)
+    drains_of(request).limit(place, within_s)
+    return found
 
 
 @router.post(
@@ -71,9 +102,14 @@ async def drain(hub: context.Dependency, site: SiteName, name: AgentName) -> fle
     summary="Give an agent the hub's tasks again",
     responses=problems.documented(problems.NOT_FOUND),
 )
-async def resume(hub: context.Dependency, site: SiteName, name: AgentName) -> fleet_view.Agent:
-    """The end of draining."""
-    return await _set_draining(hub, topics.Agent(site, name), draining=False)
+async def resume(
+    hub: context.Dependency, request: Request, site: SiteName, name: AgentName
+) -> fleet_view.Agent:
+    """The end of draining, and of its limit."""
+    place = topics.Agent(site, name)
+    found = await _set_draining(hub, place, draining=False)
+    drains_of(request).limit(place, None)
+    return found
 
 
 async def _set_draining(hub: context.Hub, place: topics.Agent, *, draining: bool) -> fleet_view.Agent:

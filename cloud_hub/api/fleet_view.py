@@ -40,6 +40,10 @@ class Telemetry(BaseModel):
     """What an agent last said of itself."""
 
     capacity: int = Field(description="Tasks of the hub that it is ready to hold at one time", examples=[8])
+    labels: dict[str, str] = Field(
+        description="What selectors may ask for, beside its `site` and its name, `agent`",
+        examples=[{"gpu": "h100"}],
+    )
     models: list[Model] = Field(description="What it can run now")
     queued: int = Field(description="Tasks waiting there", examples=[3])
     queued_items: int = Field(description="Items waiting there", examples=[3])

@@ -98,6 +98,20 @@ BUSY: Final = Kind(
     "More is being asked than the hub may hold in memory. Nothing was stored. Try again after the time "
     "in `Retry-After`; with the same idempotency key no task is ever made twice.",
 )
+QUEUE_FULL: Final = Kind(
+    "queue-full",
+    429,
+    "The queue is full",
+    "As many tasks wait in it as its limit allows, and the new ones are not above any that could give way. "
+    "Nothing was stored. Try again after the time in `Retry-After`; /v1/queues has the limit.",
+)
+TOO_FAST: Final = Kind(
+    "too-fast",
+    429,
+    "The queue takes no more tasks just now",
+    "A queue may take only so many tasks a second. Nothing was stored. Try again after the time in "
+    "`Retry-After`; /v1/queues has the limit.",
+)
 INTERNAL: Final = Kind(
     "internal",
     500,
@@ -123,6 +137,8 @@ KINDS: Final = {
         TOO_LARGE,
         UNSUPPORTED,
         BUSY,
+        QUEUE_FULL,
+        TOO_FAST,
         INTERNAL,
         UNAVAILABLE,
     )
@@ -261,8 +277,11 @@ def install(app: FastAPI) -> None:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    """A place as pydantic names it, without the level that says it is of the query or the path."""
-    return "/".join(str(level) for level in (location[1:] or location))
+    """A place as pydantic names it, without the level that says it is of the query, the path or the body."""
+    inner = location[1:]
+    if not any(isinstance(level, str) for level in inner):  # where JSON breaks off is no field
+        inner = location[:1]
+    return "/".join(str(level) for level in inner)
 
 
 def _of_http(request: Request, error: HTTPException) -> Problem:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from cloud_hub.api import context, fleet_view, task_view
+from cloud_hub.api import context, fleet_view, queue_view, task_view
 from cloud_hub.store import agents, lanes, pool, schedule
 from cloud_hub.store import tasks as task_store
 from shared import tasks
@@ -33,6 +33,8 @@ COUNT_SHARE: Final = 0.05
 """The part of the time that may go into counting tasks."""
 RECENT: Final = 12
 FAILURES: Final = 8
+QUEUES: Final = 50
+"""Queues that a picture shows."""
 
 
 class Counts(BaseModel):
@@ -53,6 +55,8 @@ class Picture(BaseModel):
     at: datetime = Field(description="When it was taken")
     totals: fleet_view.Totals = Field(description="The fleet in numbers")
     tasks: Counts = Field(description="The hub's tasks in numbers")
+    queues: list[queue_view.Queue] = Field(description="The busiest queues, by name; read with the counts")
+    queue_count: int = Field(description="How many queues there are")
     sites: list[fleet_view.Site] = Field(description="Sites and agents")
     throughput: dict[str, list[float]] = Field(
         description="Items per second lately, oldest first, by SITE/NAME; of all agents under `*`"
@@ -111,6 +115,7 @@ class Snapshots:
         self._taking: asyncio.Task[Snapshot] | None = None
         self._latest: Snapshot | None = None
         self._counts: Counts | None = None
+        self._queues: list[queue_view.Queue] = []
         self._count_again = 0.0
         self._history: dict[str, deque[float]] = {}
 
@@ -150,11 +155,11 @@ class Snapshots:
         began = time.monotonic()
         if self._counts is None or began >= self._count_again:
             counted = await task_store.counts(connection)
-            self._counts = Counts(
-                at=datetime.now(UTC),
-                states=counted.states,
-                queued={f"{model}/{queue}": count for (model, queue), count in counted.queued.items()},
-            )
+            queued: Counter[str] = Counter()
+            for (model, queue, _), count in counted.queued.items():
+                queued[f"{model}/{queue}"] += count
+            self._counts = Counts(at=datetime.now(UTC), states=counted.states, queued=dict(queued))
+            self._queues = await queue_view.read(self._hub, connection)
             ended = time.monotonic()
             self._count_again = ended + (ended - began) / COUNT_SHARE
         return self._counts
@@ -173,6 +178,8 @@ class Snapshots:
             at=datetime.now(UTC),
             totals=totals,
             tasks=counts,
+            queues=_busiest(self._queues),
+            queue_count=len(self._queues),
             sites=fleet_view.sites(found),
             throughput={name: list(values) for name, values in self._history.items()},
             every_s=max(EVERY_S, totals.agents / AGENTS_PER_S),
@@ -194,3 +201,8 @@ class Snapshots:
         self._history = {name: self._history.get(name, deque(maxlen=HISTORY)) for name in values}
         for name, value in values.items():
             self._history[name].append(round(value, 2))
+
+
+def _busiest(found: Sequence[queue_view.Queue]) -> list[queue_view.Queue]:
+    busiest = sorted(found, key=lambda one: (-one.queued - one.running, one.name))[:QUEUES]
+    return sorted(busiest, key=lambda one: one.name)

@@ -7,20 +7,26 @@ lone client waits for nobody.
     request ─┐
     request ─┼─> waiting (bounded) ──> one flusher: COPY, commit ──> every request of the group is answered
     request ─┘
+
+Which of them find room in their queues is decided within the transaction (`admission`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import prometheus_client
 
+from cloud_hub import queues
+from cloud_hub.api import admission
 from cloud_hub.store import ends, pool
+from cloud_hub.store import queues as queue_store
 from cloud_hub.store import tasks as task_store
 
 log = logging.getLogger(__name__)
@@ -34,8 +40,22 @@ DATABASE_WAIT_S: Final = 5.0
 """How long a group waits for a connection to PostgreSQL before its requests are answered 503."""
 
 Group: TypeAlias = Sequence[task_store.Submission]
-Committer: TypeAlias = Callable[[Group], Awaitable[list[task_store.Submitted]]]
-"""Makes all of a group durable, in order, or raises and stores nothing of it."""
+"""The tasks of one request, stored together or not at all."""
+Answer: TypeAlias = list[task_store.Submitted] | admission.Full
+"""What the tasks of a request became, in their order; or why none of them got in."""
+
+
+class Committed(NamedTuple):
+    """What one commit did."""
+
+    answers: Sequence[Answer]
+    """In the order of the requests."""
+    shed: Counter[str]
+    """Waiting tasks that gave way, by queue."""
+
+
+Committer: TypeAlias = Callable[[Sequence[Group]], Awaitable[Committed]]
+"""Makes requests durable, all in one transaction, or raises and stores nothing of them."""
 
 
 class Busy(Exception):
@@ -88,11 +108,24 @@ class Submitter:
         self.committed = prometheus_client.Counter(
             "backhaul_submit_tasks", "Tasks made durable for clients.", registry=registry
         )
+        self.refused = prometheus_client.Counter(
+            "backhaul_queue_refused_tasks",
+            "Tasks that a limit of their queue kept out: full, or rate.",
+            ("queue", "why"),
+            registry=registry,
+        )
+        self.shed = prometheus_client.Counter(
+            "backhaul_queue_shed_tasks",
+            "Waiting tasks that gave way to higher ones in a full queue.",
+            ("queue",),
+            registry=registry,
+        )
 
     async def submit(self, submitted: Group) -> list[task_store.Submitted]:
         """Wait until all of `submitted` is committed; the answers are in its order.
 
-        Raises Busy when too much waits already, Stopped when no flusher runs, or what the commit raised.
+        Raises Busy when too much waits already, Full if a queue has no room, Stopped when no flusher runs,
+        or what the commit raised.
         """
         if self._stopped:
             raise Stopped
@@ -160,16 +193,19 @@ class Submitter:
 
     async def _commit_group(self, group: list[_Request]) -> None:
         began = time.monotonic()
-        answers = await self._commit([task for request in group for task in request.tasks])
+        committed = await self._commit([request.tasks for request in group])
         self._commit_s += 0.2 * (time.monotonic() - began - self._commit_s)
         self.commits.inc()
-        self.committed.inc(len(answers))
-        place = 0
-        for request in group:
-            end = place + len(request.tasks)
+        for queue, count in committed.shed.items():
+            self.shed.labels(queue).inc(count)
+        for request, answer in zip(group, committed.answers, strict=True):
+            if isinstance(answer, admission.Full):
+                self.refused.labels(answer.queue, "full").inc(len(request.tasks))
+                _fail([request], answer)
+                continue
+            self.committed.inc(len(answer))
             if not request.answer.done():  # a client that went away is not told, but has its tasks
-                request.answer.set_result(answers[place:end])
-            place = end
+                request.answer.set_result(answer)
 
 
 def _fail(group: Sequence[_Request], error: Exception) -> None:
@@ -181,21 +217,54 @@ def _fail(group: Sequence[_Request], error: Exception) -> None:
 def into(
     connections: pool.Pool,
     tell: Callable[[ends.Outcome], None] = lambda outcome: None,
+    limits: queues.Queues | None = None,
     *,
     database_wait_s: float = DATABASE_WAIT_S,
 ) -> Committer:
-    """The committer that stores a group in one transaction of PostgreSQL, then tells of the queued tasks."""
+    """The committer that stores requests in one transaction of PostgreSQL, then tells what it did.
 
-    async def commit(group: Group) -> list[task_store.Submitted]:
+    `limits`: the queues in which only so many tasks may wait; None: there are none.
+    """
+
+    async def commit(requests: Sequence[Group]) -> Committed:
+        told: list[ends.Outcome] = []
+        shed: Counter[str] = Counter()
         async with (
             connections.connection(timeout=database_wait_s) as connection,
             connection.transaction(),
         ):
-            stored = await task_store.submit(connection, group)
+            decided = await _admit(connection, requests, limits)
+            admitted = [one for place, one in enumerate(requests) if place not in decided.refused]
+            stored = await task_store.submit(connection, [task for one in admitted for task in one])
+            if decided.shed:
+                outcome, shed = await queue_store.shed(
+                    connection, [(*place, count) for place, count in decided.shed.items()]
+                )
+                told.append(outcome)
+        became = iter(stored)
+        answers: list[Answer] = [
+            decided.refused.get(place) or list(itertools.islice(became, len(request)))
+            for place, request in enumerate(requests)
+        ]
         queued = Counter(
-            one.job.model for one, became in zip(group, stored, strict=True) if not became.repeated
+            task.job.model
+            for task, one in zip(itertools.chain.from_iterable(admitted), stored, strict=True)
+            if not one.repeated
         )
-        tell(ends.Outcome(queued=dict(queued)))
-        return stored
+        tell(ends.merge([ends.Outcome(queued=dict(queued)), *told]))
+        return Committed(answers, shed)
 
     return commit
+
+
+async def _admit(
+    connection: pool.Connection, requests: Sequence[Group], limits: queues.Queues | None
+) -> admission.Admission:
+    """Which requests get in. Where no queue has a limit this asks nobody."""
+    metadata = [task.job.metadata for request in requests for task in request]
+    bounded = limits.bounded(one.queue for one in metadata) if limits else {}
+    if not bounded:
+        return admission.Admission()
+    keys = {one.idempotency_key for one in metadata if one.queue in bounded and one.idempotency_key}
+    depths, known = await queue_store.room(connection, bounded, keys)
+    return admission.admit(requests, bounded, depths, known)

@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from cloud_hub.api import context, intake, problems, submissions, task_view
+from cloud_hub import queues
+from cloud_hub.api import admission, context, intake, problems, submissions, task_view
 from cloud_hub.store import pool
 from cloud_hub.store import tasks as task_store
 from shared import jobs, tasks
@@ -29,8 +30,12 @@ _NUMBER: Final = {"type": "integer", "minimum": 1}
 BESIDE: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "model": (_TEXT, "The model to run, `NAME` or `NAME@VERSION`"),
     "version": (_TEXT, "Its version, if not in `model`; the newest that an agent has, if none is said"),
-    "priority": ({"type": "integer", "minimum": 0, "maximum": 9}, "A higher one goes first; 5 if not said"),
+    "priority": (
+        {"type": "integer", "minimum": 0, "maximum": 9},
+        "A higher one goes first; its queue's if not said, else 5",
+    ),
     "queue": (_TEXT, "The fair-share class; `default` if not said"),
+    "selector": (_TEXT, "Which agents may run it, by labels that must all match: `site=lyon,gpu=h100`"),
     "timeout_ms": (_NUMBER, "How long one attempt may run"),
     "deadline_ms": (_NUMBER, "How long from now the answer is of use; a task too old is not run"),
     "max_attempts": ({"type": "integer", "minimum": 1, "maximum": 100}, "So many may fail; 3 if not said"),
@@ -103,7 +108,13 @@ _MANY: Final = _body(
     },
 )
 _TAKEN: Final = problems.documented(
-    problems.REJECTED, problems.INVALID, problems.TOO_LARGE, problems.UNSUPPORTED, problems.BUSY
+    problems.REJECTED,
+    problems.INVALID,
+    problems.TOO_LARGE,
+    problems.UNSUPPORTED,
+    problems.BUSY,
+    problems.QUEUE_FULL,
+    problems.TOO_FAST,
 )
 
 
@@ -189,9 +200,30 @@ async def submit_batch(request: Request, hub: context.Dependency) -> Response:
 
 
 async def _commit(hub: context.Hub, taken: list[intake.Taken]) -> list[task_store.Submitted]:
-    found = [task_store.Submission(job=one.job, tag=hub.tag(one.job), device=one.device) for one in taken]
+    limits = hub.queues
+    found = [task_store.Submission(job=limits.with_priority(one.job), device=one.device) for one in taken]
     try:
-        return await hub.submitter.submit(found)
+        with limits.submitting([one.job for one in found]):
+            return await hub.submitter.submit(found)
+    except queues.TooFast as fast:
+        hub.submitter.refused.labels(fast.queue, "rate").inc(len(found))
+        raise problems.Problem(
+            problems.TOO_FAST,
+            f"{fast}; send the task again in {fast.retry_after_s:.1f} s, or raise the limit: "
+            f"backhaul queues set {fast.queue} --max-per-second",
+            retry_after_s=fast.retry_after_s,
+        ) from None
+    except admission.Full as full:
+        if not full.fits:
+            raise problems.Problem(
+                problems.TOO_LARGE, f"{full}; send fewer at a time", where="tasks"
+            ) from None
+        raise problems.Problem(
+            problems.QUEUE_FULL,
+            f"{full}; send the task again later, or raise the limit: "
+            f"backhaul queues set {full.queue} --max-queued",
+            retry_after_s=admission.RETRY_S,
+        ) from None
     except submissions.Busy as busy:
         raise problems.Problem(
             problems.BUSY, f"{busy}; try again", retry_after_s=busy.retry_after_s

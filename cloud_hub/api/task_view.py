@@ -68,6 +68,10 @@ class Task(BaseModel):
     version: str | None = Field(description="Its version; null: the newest an agent has", examples=["3"])
     priority: int = Field(description="0 to 9; a higher number goes first", examples=[5])
     queue: str = Field(description="The fair-share class", examples=["default"])
+    selector: str = Field(
+        description="Labels that an agent must have to run it; empty: any agent may",
+        examples=["site=lyon-press"],
+    )
     device: str | None = Field(description="The device it is of", examples=["camera-7"])
     content_type: str = Field(description="The form of its body", examples=["image/png"])
     payload_bytes: int = Field(description="Bytes of its body; 0 once it is completed", examples=[48211])
@@ -126,6 +130,7 @@ def _fields(row: task_store.Task) -> dict[str, Any]:
         "version": row.version,
         "priority": row.priority,
         "queue": row.queue,
+        "selector": row.selector,
         "device": row.device,
         "content_type": row.content_type,
         "payload_bytes": row.payload_bytes,

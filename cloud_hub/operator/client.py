@@ -10,8 +10,10 @@ harmless, and a submission carries an idempotency key, so that no task is ever m
 
 from __future__ import annotations
 
+import json
 import random
 import time
+import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +31,15 @@ PATIENCE_S: Final = 30.0
 """How long a submission that gets no answer is sent again."""
 READ_PATIENCE_S: Final = 2.0
 """The same for all else, behind which a person waits."""
+SETTINGS: Final = (
+    "weight",
+    "max_running",
+    "max_queued",
+    "max_per_second",
+    "default_priority",
+    "when_full",
+)
+"""What can be set of a queue."""
 RETRIED: Final = frozenset({429, 503})
 
 Query = Mapping[str, str | int | float | None]
@@ -160,14 +171,48 @@ class Client:
         """Put a dead letter back into the queue."""
         return self._json("POST", f"/v1/tasks/{task_id}/retry")
 
+    def retry_many(self, *, limit: int, **wanted: str | None) -> Answer:
+        """Put all dead letters of a filter back into their queues: reason, model, queue, site."""
+        return self._json("POST", "/v1/tasks/retry", query={**wanted, "limit": limit})
+
+    def explain(self, task_id: str) -> Answer:
+        """Why a task waits, and why it went where it went."""
+        return self._json("GET", f"/v1/tasks/{task_id}/explain")
+
+    def queues(self) -> Answer:
+        return self._json("GET", "/v1/queues")
+
+    def queue(self, name: str) -> Answer:
+        return self._json("GET", f"/v1/queues/{_quoted(name)}")
+
+    def set_queue(self, name: str, **settings: Any) -> Answer:
+        """Change some settings of a queue, and leave the others as they are."""
+        found = self.queue(name)
+        wanted = {key: found[key] for key in SETTINGS} | settings
+        return self._json(
+            "PUT",
+            f"/v1/queues/{_quoted(name)}",
+            content=json.dumps(wanted).encode(),
+            headers={"content-type": "application/json"},
+        )
+
+    def remove_queue(self, name: str) -> Answer:
+        """Forget a queue's settings; its tasks stay."""
+        return self._json("DELETE", f"/v1/queues/{_quoted(name)}")
+
     def fleet(self) -> Answer:
         return self._json("GET", "/v1/fleet")
 
     def summary(self) -> Answer:
         return self._json("GET", "/v1/summary")
 
-    def set_draining(self, site: str, name: str, draining: bool) -> Answer:
-        return self._json("POST", f"/v1/agents/{site}/{name}/{'drain' if draining else 'resume'}")
+    def drain(self, site: str, name: str, within_s: float | None = None) -> Answer:
+        """Give an agent no more of the hub's tasks; what it runs after `within_s` is queued again."""
+        return self._json("POST", f"/v1/agents/{site}/{name}/drain", query={"within_s": within_s})
+
+    def resume(self, site: str, name: str) -> Answer:
+        """Give an agent the hub's tasks again."""
+        return self._json("POST", f"/v1/agents/{site}/{name}/resume")
 
     def _pages(self, path: str, what: str, limit: int, wanted: Query) -> Iterator[Answer]:
         cursor: str | None = None
@@ -229,6 +274,11 @@ class Client:
             f"no answer from the hub at {self.url} ({str(error) or type(error).__name__}). "
             "Is it running, and is that its address? Say it with --hub or BACKHAUL_HUB."
         )
+
+
+def _quoted(name: str) -> str:
+    """A name as one level of an address, whatever is in it."""
+    return urllib.parse.quote(name, safe="")
 
 
 def _said(query: Query) -> dict[str, str | int | float]:

@@ -60,7 +60,16 @@ def _submit(hub: client.Client, arguments: argparse.Namespace) -> int:
     """Files to tasks, several at a time, in their order."""
     metadata = {
         name: getattr(arguments, name)
-        for name in ("version", "priority", "queue", "device", "deadline_ms", "timeout_ms", "max_attempts")
+        for name in (
+            "version",
+            "priority",
+            "queue",
+            "selector",
+            "device",
+            "deadline_ms",
+            "timeout_ms",
+            "max_attempts",
+        )
     }
     if arguments.key and len(arguments.files) > 1:
         raise client.Failed("--key names one task, but there are several files")
@@ -116,7 +125,8 @@ def _progress(
 
 def _tasks(hub: client.Client, arguments: argparse.Namespace) -> int:
     wanted = {
-        name: getattr(arguments, name) for name in ("state", "reason", "model", "queue", "device", "site")
+        name: getattr(arguments, name)
+        for name in ("state", "reason", "model", "queue", "priority", "device", "site")
     }
     return _show_list(lambda: hub.tasks(limit=arguments.limit, **wanted), "tasks", arguments)
 
@@ -173,6 +183,71 @@ def _task(hub: client.Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _why(hub: client.Client, arguments: argparse.Namespace) -> int:
+    for task_id in arguments.ids:
+        found = hub.explain(task_id)
+        if arguments.json:
+            _say_lines([found])
+        else:
+            from cloud_hub.operator import show_why
+
+            _say(show_why.explanation(found))
+    return 0
+
+
+def _retry(hub: client.Client, arguments: argparse.Namespace) -> int:
+    """By ids, or all of a filter."""
+    wanted = {name: getattr(arguments, name) for name in ("reason", "model", "queue", "site")}
+    filtered = any(value is not None for value in wanted.values())
+    if filtered == bool(arguments.ids):
+        raise client.Failed("say which dead letters: by their ids, or by --reason, --model, --queue, --site")
+    if arguments.ids:
+        return _change(hub, arguments)
+    answer = hub.retry_many(limit=arguments.limit, **wanted)
+    if arguments.json:
+        _say_lines([answer])
+    else:
+        more = "; there may be more, ask again" if answer["more"] else ""
+        print(f"{answer['retried']:,} tasks are in the queue again{more}.")
+    return 0
+
+
+def _queues(hub: client.Client, arguments: argparse.Namespace) -> int:
+    if arguments.queues is None:
+        return _show_queues(hub, arguments)
+    if arguments.queues == "rm":
+        found = hub.remove_queue(arguments.name)
+    else:
+        said = {name: getattr(arguments, name) for name in client.SETTINGS}
+        found = hub.set_queue(
+            arguments.name,
+            **{
+                name: None if isinstance(value, options.NoLimit) else value
+                for name, value in said.items()
+                if value is not None
+            },
+        )
+    if arguments.json:
+        _say_lines([found])
+    else:
+        from cloud_hub.operator import show_queues
+
+        _say(show_queues.queues([found]))
+    return 0
+
+
+def _show_queues(hub: client.Client, arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        _say_lines([hub.queues()])
+        return 0
+    from cloud_hub.operator import show_queues
+
+    if arguments.watch:
+        return _watch(lambda: show_queues.queues(hub.queues()["queues"]))
+    _say(show_queues.queues(hub.queues()["queues"]))
+    return 0
+
+
 def _change(hub: client.Client, arguments: argparse.Namespace) -> int:
     """Cancel or retry; one that fails does not keep the others from being asked."""
     ask = hub.cancel if arguments.command == "cancel" else hub.retry
@@ -210,11 +285,16 @@ def _draining(hub: client.Client, arguments: argparse.Namespace) -> int:
         raise client.Failed(
             f"{arguments.agent!r} is no agent: it would read SITE/NAME, as `backhaul fleet` lists it"
         )
-    agent = hub.set_draining(site, name, arguments.command == "drain")
+    within_s = getattr(arguments, "within", None)
+    if arguments.command in ("drain", "cordon"):
+        agent = hub.drain(site, name, within_s)
+    else:
+        agent = hub.resume(site, name)
     if arguments.json:
         _say_lines([agent])
     elif agent["draining"]:
-        print(f"{arguments.agent} gets no more of the hub's tasks; it holds {agent['leases']} now.")
+        limit = "" if within_s is None else f" What it still runs in {within_s:g} s goes back into the queue."
+        print(f"{arguments.agent} gets no more of the hub's tasks; it holds {agent['leases']} now.{limit}")
     else:
         print(f"{arguments.agent} gets the hub's tasks again.")
     return 0
@@ -240,9 +320,13 @@ RUN: Final[dict[str, Callable[[client.Client, argparse.Namespace], int]]] = {
     "results": _results,
     "fleet": _fleet,
     "cancel": _change,
-    "retry": _change,
+    "why": _why,
+    "retry": _retry,
+    "queues": _queues,
     "drain": _draining,
+    "cordon": _draining,
     "resume": _draining,
+    "undrain": _draining,
 }
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 DEFAULT_HUB: Final = "http://127.0.0.1:8080"
 WAIT_S: Final = 300.0
+REASONS: Final = "cancelled, expired, exhausted, not_retriable, shed"
 
 EXAMPLES: Final = """\
 examples:
@@ -21,7 +22,10 @@ examples:
   backhaul results --model surface-defects --label scratch
   backhaul results --since 2026-01-01 --arrow january.arrows
   backhaul fleet --json | jq '.sites[].agents[] | select(.status != "online")'
-  backhaul drain lyon-press/press-a
+  backhaul why 01990d8a-6f2b-7c41-9d3e-5b8f0a1c2d3e      why it waits, or went where it went
+  backhaul queues set archive --weight 0.5 --max-queued 100000 --when-full drop_lowest
+  backhaul retry --reason exhausted --model surface-defects
+  backhaul drain lyon-press/press-a --within 60s
 
 `backhaul COMMAND --help` tells more. The hub is found by --hub or BACKHAUL_HUB.
 """
@@ -50,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _add_tasks(add)
     _add_results(add)
     _add_changes(add)
+    _add_queues(add)
     _add_fleet(add)
     commands.add_parser(
         "demo", help="the whole system on this machine, with simulated cameras", add_help=False
@@ -76,9 +81,18 @@ def _add_submit(add: Add) -> None:
     submit.add_argument("--model", metavar="NAME[@VERSION]", help="the model; a JSON file may name it itself")
     submit.add_argument("--version", help="its version, if not in --model")
     submit.add_argument(
-        "--priority", type=int, choices=range(10), metavar="0..9", help="a higher one goes first [5]"
+        "--priority",
+        type=int,
+        choices=range(10),
+        metavar="0..9",
+        help="a higher one goes first [its queue's, else 5]",
     )
     submit.add_argument("--queue", help="the fair-share class")
+    submit.add_argument(
+        "--selector",
+        metavar="KEY=VALUE,…",
+        help="run it only where all these labels are: site=lyon-press,gpu=h100",
+    )
     submit.add_argument("--device", help="the device it is of")
     submit.add_argument(
         "--deadline",
@@ -98,13 +112,20 @@ def _add_submit(add: Add) -> None:
 def _add_tasks(add: Add) -> None:
     tasks = add("tasks", "list tasks, newest first")
     tasks.add_argument("--state", type=str.upper, help="QUEUED, PROCESSING, COMPLETED or TERMINATED")
-    tasks.add_argument("--reason", help="why TERMINATED: cancelled, expired, exhausted, not_retriable")
+    tasks.add_argument("--reason", help=f"why TERMINATED: {REASONS}")
     tasks.add_argument("--queue", help="of this fair-share class")
+    tasks.add_argument("--priority", type=int, choices=range(10), metavar="0..9", help="of this priority")
     _add_watch(tasks)
     _add_common_filters(tasks)
     task = add("task", "all about a task: its attempts and its results")
     task.add_argument("ids", nargs="+", metavar="ID")
     _add_wait(task, "wait until it has ended")
+    why = add(
+        "why",
+        "why a task waits, or went where it went",
+        "What it waits for and what stands before it; of each decision what it weighed and how it ended.",
+    )
+    why.add_argument("ids", nargs="+", metavar="ID")
 
 
 def _add_results(add: Add) -> None:
@@ -126,16 +147,77 @@ def _add_results(add: Add) -> None:
 def _add_changes(add: Add) -> None:
     cancel = add("cancel", "end tasks that are queued or running")
     cancel.add_argument("ids", nargs="+", metavar="ID")
-    retry = add("retry", "run dead letters again", "`backhaul tasks --state TERMINATED` lists them.")
-    retry.add_argument("ids", nargs="+", metavar="ID")
+    retry = add(
+        "retry",
+        "run dead letters again, by their ids or all of a filter",
+        "`backhaul tasks --state TERMINATED` lists them. By a filter the cancelled ones are meant only by "
+        "--reason cancelled.",
+    )
+    retry.add_argument("ids", nargs="*", metavar="ID")
+    retry.add_argument("--reason", help=f"all that ended for this reason: {REASONS}")
+    retry.add_argument("--model", help="all of this model")
+    retry.add_argument("--queue", help="all of this fair-share class")
+    retry.add_argument("--site", help="all that this site handed over")
+    retry.add_argument("--limit", type=int, default=1000, help="so many of a filter at most [1000]")
+
+
+def _add_queues(add: Add) -> None:
+    queues = add(
+        "queues",
+        "queues: what waits and runs in each, their weights and limits",
+        "`set` and `rm` change one; `backhaul queues set --help` tells what can be set.",
+    )
+    _add_watch(queues)
+    queues.set_defaults(queues=None)
+    does = queues.add_subparsers(dest="queues", metavar="set|rm")
+    made = does.add_parser(
+        "set",
+        help="change settings of a queue; what is not said stays as it is",
+        description="Change settings of a queue. What is not said stays as it is; `none` takes a limit away.",
+        parents=[_everywhere()],
+    )
+    made.add_argument("name", metavar="NAME")
+    made.add_argument("--weight", type=float, help="its share against the other queues' weights [1]")
+    made.add_argument("--max-running", type=_limit(int), metavar="N", help="tasks that may run at one time")
+    made.add_argument("--max-queued", type=_limit(int), metavar="N", help="tasks that may wait")
+    made.add_argument(
+        "--max-per-second", type=_limit(float), metavar="N", help="tasks taken from clients a second"
+    )
+    made.add_argument(
+        "--default-priority", type=_limit(int), metavar="0..9", help="of tasks that name none [5]"
+    )
+    made.add_argument(
+        "--when-full",
+        choices=("reject", "drop_lowest"),
+        help="refuse what comes, or let the lowest task in it give way [reject]",
+    )
+    removed = does.add_parser(
+        "rm",
+        help="forget a queue's settings; its tasks stay",
+        description="Forget a queue's settings: it has weight 1 and no limits then. Its tasks stay.",
+        parents=[_everywhere()],
+    )
+    removed.add_argument("name", metavar="NAME")
 
 
 def _add_fleet(add: Add) -> None:
     _add_watch(add("fleet", "sites, agents and their ledgers"))
-    drain = add("drain", "give an agent no more of the hub's tasks", "It goes on serving its devices.")
-    drain.add_argument("agent", metavar="SITE/NAME")
+    drain = add(
+        "drain",
+        "give an agent no more of the hub's tasks",
+        "It finishes what it holds, or puts it back after a time, and goes on serving its devices.",
+    )
+    drain.add_argument(
+        "--within",
+        type=seconds,
+        metavar="TIME",
+        help="what it still runs after this goes back into the queue, the items that are done kept",
+    )
+    cordon = add("cordon", "the same as drain, without a limit: what runs is left alone")
     resume = add("resume", "give an agent the hub's tasks again")
-    resume.add_argument("agent", metavar="SITE/NAME")
+    undrain = add("undrain", "the same as resume")
+    for one in (drain, cordon, resume, undrain):
+        one.add_argument("agent", metavar="SITE/NAME")
 
 
 def _add_common_filters(command: argparse.ArgumentParser) -> None:
@@ -158,6 +240,23 @@ def _add_wait(command: argparse.ArgumentParser, does: str) -> None:
         metavar="TIME",
         help=f"{does}, for TIME at most [{WAIT_S:.0f}s]; it stands after the other words",
     )
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+class NoLimit:
+    """The word `none`: a limit that is to be taken away, as against one that is not spoken of."""
+
+
+def _limit(kind: type[_Number]) -> Callable[[str], _Number | NoLimit]:
+    """Reads a number of a kind, or `none`."""
+
+    def read(text: str) -> _Number | NoLimit:
+        return NoLimit() if text == "none" else kind(text)
+
+    read.__name__ = "number"  # what argparse calls it when it cannot be read
+    return read
 
 
 def milliseconds(text: str) -> int:

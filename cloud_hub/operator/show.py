@@ -39,11 +39,11 @@ def console() -> Console:
 
 def tasks(rows: Iterable[Row]) -> RenderableType:
     """A table of tasks."""
-    table = _table("Task", "State", "Model", ">Priority", ">Items", "Origin", "Agent", ">Age", "Why")
+    table = columns("Task", "State", "Model", ">Priority", ">Items", "Origin", "Agent", ">Age", "Why")
     for task in rows:
         table.add_row(
             task["task_id"],
-            _toned(task["state"]),
+            toned(task["state"]),
             _model(task),
             str(task["priority"]),
             _done(task),
@@ -61,17 +61,18 @@ def task(row: Row, results: Sequence[Row]) -> RenderableType:
     facts.add_column(style="dim")
     facts.add_column()
     for name, value in (
-        ("State", _toned(row["state"]) + Text(f"  {_why(row)}")),
+        ("State", toned(row["state"]) + Text(f"  {_why(row)}")),
         ("Model", _model(row)),
         ("Items", f"{_done(row)} done"),
         ("Priority", f"{row['priority']}, queue {row['queue']}"),
+        ("Selector", row["selector"]),
         ("Attempt", f"{row['attempt']}; {row['failures']} of {row['max_attempts']} failed"),
         ("Origin", row["origin"] or "submitted to the hub"),
         ("Device", row["device"]),
         ("Agent", row["agent"]),
         ("Key", row["idempotency_key"]),
-        ("Submitted", f"{_instant(row['submitted_at'])}, {age(row['submitted_at'])} ago"),
-        ("Finished", _instant(row["finished_at"])),
+        ("Submitted", f"{instant(row['submitted_at'])}, {age(row['submitted_at'])} ago"),
+        ("Finished", instant(row["finished_at"])),
     ):
         if value:
             facts.add_row(name, value)
@@ -85,12 +86,12 @@ def task(row: Row, results: Sequence[Row]) -> RenderableType:
 
 def results(rows: Iterable[Row]) -> RenderableType:
     """A table of result rows."""
-    table = _table("Task", ">Item", "Outcome", "Label", ">Score", "Model", "Device", "Agent", ">Run", ">Age")
+    table = columns("Task", ">Item", "Outcome", "Label", ">Score", "Model", "Device", "Agent", ">Run", ">Age")
     for row in rows:
         table.add_row(
             row["task_id"],
             str(row["item"]),
-            _toned(row["outcome"]),
+            toned(row["outcome"]),
             row["label"] or row["error"] or "",
             _score(row),
             _model(row),
@@ -104,11 +105,11 @@ def results(rows: Iterable[Row]) -> RenderableType:
 
 def submitted(rows: Iterable[tuple[str, Row, Sequence[Row]]]) -> RenderableType:
     """Files and the tasks that they became: (file, task, its results)."""
-    table = _table("File", "Task", "State", "Result", ">Score", "Agent")
+    table = columns("File", "Task", "State", "Result", ">Score", "Agent")
     for name, one, found in rows:
         first = found[0] if found else None
         more = f" +{len(found) - 1}" if len(found) > 1 else ""
-        state = _toned(one["state"]) + (Text(" again", style="dim") if one.get("repeated") else Text())
+        state = toned(one["state"]) + (Text(" again", style="dim") if one.get("repeated") else Text())
         table.add_row(
             name,
             one["task_id"],
@@ -122,7 +123,7 @@ def submitted(rows: Iterable[tuple[str, Row, Sequence[Row]]]) -> RenderableType:
 
 def fleet(answer: Row) -> RenderableType:
     """Sites, agents and their books."""
-    table = _table(
+    table = columns(
         "Agent", "State", ">Heard", "Models", ">Items/s", ">Queue", ">Overflow", ">To sync", "Ledger"
     )
     found = [agent for site in answer["sites"] for agent in site["agents"]]
@@ -130,7 +131,7 @@ def fleet(answer: Row) -> RenderableType:
         said = agent["telemetry"]
         table.add_row(
             f"{agent['site']}/{agent['name']}",
-            _toned(agent["status"]) + (Text(" draining", style="cyan") if agent["draining"] else Text()),
+            toned(agent["status"]) + (Text(" draining", style="cyan") if agent["draining"] else Text()),
             f"{duration(agent['heard_s'])} ago",
             _models(said["models"]) if said else "",
             f"{said['items_per_s']:,.1f}" if said and agent["online"] else "",
@@ -167,10 +168,10 @@ def age(instant: str) -> str:
     return duration(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(instant)).total_seconds()))
 
 
-def _table(*columns: str) -> Table:
+def columns(*titles: str) -> Table:
     """Columns by their titles; one that begins with > is of numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for title in columns:
+    for title in titles:
         if title.startswith(">"):
             table.add_column(title[1:], justify="right", no_wrap=True)
         else:
@@ -179,12 +180,12 @@ def _table(*columns: str) -> Table:
 
 
 def _attempts(rows: Sequence[Row]) -> Table:
-    table = _table(">Attempt", "Agent", "Ended", ">Items", ">Run", "Why")
+    table = columns(">Attempt", "Agent", "Ended", ">Items", ">Run", "Why")
     for row in rows:
         table.add_row(
             str(row["attempt"]),
             f"{row['site']}/{row['agent']}",
-            _toned(row["state"]),
+            toned(row["state"]),
             str(row["items_done"]),
             _microseconds(row["run_us"]),
             row["error"] or row["reason"] or "",
@@ -193,11 +194,11 @@ def _attempts(rows: Sequence[Row]) -> Table:
 
 
 def _items(rows: Sequence[Row]) -> Table:
-    table = _table(">Item", "Outcome", "Label", ">Score", "Agent", ">Wait", ">Run")
+    table = columns(">Item", "Outcome", "Label", ">Score", "Agent", ">Wait", ">Run")
     for row in rows:
         table.add_row(
             str(row["item"]),
-            _toned(row["outcome"]),
+            toned(row["outcome"]),
             row["label"] or row["error"] or "",
             _score(row),
             f"{row['site']}/{row['agent']}",
@@ -233,7 +234,7 @@ def _provider(name: str) -> str:
     return name.removesuffix("ExecutionProvider")
 
 
-def _toned(word: str) -> Text:
+def toned(word: str) -> Text:
     return Text(word, style=TONES.get(word, ""))
 
 
@@ -259,5 +260,5 @@ def _microseconds(value: int | None) -> str:
     return "" if value is None else duration(value / 1e6)
 
 
-def _instant(text: str | None) -> str:
+def instant(text: str | None) -> str:
     return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S UTC") if text else ""

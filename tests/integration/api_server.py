@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from cloud_hub import events
+from cloud_hub import events, queues
 from cloud_hub.api import app as api
 from cloud_hub.api import context, submissions
 from cloud_hub.store import agents, apply, ends, lanes, migrate, pool
@@ -38,6 +38,7 @@ class Served:
     pool: pool.Pool
     events: events.Events
     submitter: submissions.Submitter
+    queues: queues.Queues
     app: FastAPI
     told: list[ends.Outcome] = field(default_factory=list)
     """What the API told of what requests changed."""
@@ -73,15 +74,19 @@ async def serving(
             here.publish(events.TaskEnded(end.task_id, end.state, end.reason, end.model))
 
     async with pool.open_pool(dsn, max_size=8) as connections, asyncio.TaskGroup() as group:
+        limits = queues.Queues(connections)
         submitter = submissions.Submitter(
             committer
             or submissions.into(
-                connections, tell, database_wait_s=(settings or context.Settings()).database_wait_s
+                connections, tell, limits, database_wait_s=(settings or context.Settings()).database_wait_s
             ),
             max_waiting_tasks=max_waiting_tasks,
         )
         flusher = group.create_task(submitter.run(), name="submissions")
-        app = api.create(connections, submitter, here, settings=settings, tell=tell, **collaborators)
+        app = api.create(
+            connections, submitter, here, settings=settings, limits=limits, tell=tell, **collaborators
+        )
+        draining = group.create_task(app.state.drains.run(), name="drains")
         # Said to be TCP, so that asyncio turns Nagle's algorithm off: it would cost 40 ms an answer.
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
             listener.bind(("127.0.0.1", 0))
@@ -93,12 +98,13 @@ async def serving(
             running = group.create_task(server.serve(sockets=[listener]), name="server")
             async with httpx.AsyncClient(base_url=url, timeout=30) as client:
                 try:
-                    yield Served(url, client, connections, here, submitter, app, told)
+                    yield Served(url, client, connections, here, submitter, limits, app, told)
                 finally:
                     here.close()
                     server.should_exit = True
                     await running
                     flusher.cancel()
+                    draining.cancel()
 
 
 async def main(dsn: str) -> None:

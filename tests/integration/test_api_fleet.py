@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -141,6 +142,48 @@ async def test_drain_and_resume_are_kept_and_told(database: str) -> None:
         assert (await hub.client.get(AGENT)).json()["draining"] is True
         assert (await hub.client.post(f"{AGENT}/resume")).json()["draining"] is False
     assert told == [(PRESS_A, True), (PRESS_A, False)]
+
+
+async def test_a_drain_with_a_limit_puts_back_what_still_runs(hub: Served) -> None:
+    """When the time is up the agent is asked, once for each attempt, to stop what it holds; not before."""
+    agent_id = await join(hub.pool)
+    task_id = tasks.parse_id(await hub.submit())
+    async with hub.pool.connection() as connection:
+        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 30.0)])
+    commands = "SELECT task_id, attempt, body ->> 'command' FROM outgoing WHERE lane = 'commands.1'"
+    await hub.client.post(f"{AGENT}/drain")
+    await hub.client.post(f"{AGENT}/drain", params={"within_s": 60})
+    assert await hub.rows(commands) == []
+    hub.told.clear()
+    drained = await hub.client.post(f"{AGENT}/drain", params={"within_s": 0.1})
+    assert (drained.json()["draining"], drained.json()["leases"]) == (True, 1)
+    async with asyncio.timeout(10):
+        while not hub.told:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert hub.told[0].told == {agent_id}
+    await asyncio.sleep(1.2)  # it looks again, and does not ask again
+    assert await hub.rows(commands) == [(task_id, 1, "preempt")]
+
+
+async def test_resume_forgets_the_limit(hub: Served) -> None:
+    """An agent that is given work again is not asked to stop it, when the time of an earlier drain is up."""
+    agent_id = await join(hub.pool)
+    await hub.client.post(f"{AGENT}/drain", params={"within_s": 0.3})
+    await hub.client.post(f"{AGENT}/resume")
+    task_id = tasks.parse_id(await hub.submit())
+    async with hub.pool.connection() as connection:
+        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 30.0)])
+    await asyncio.sleep(0.6)
+    assert await hub.rows("SELECT count(*) FROM outgoing WHERE lane = 'commands.1'") == [(0,)]
+
+
+@pytest.mark.parametrize("within_s", ["-1", "nan", "inf", "soon"])
+async def test_a_limit_that_is_no_time_is_refused(hub: Served, within_s: str) -> None:
+    """The limit of a drain is a time of a day at most."""
+    await join(hub.pool)
+    answer = await hub.client.post(f"{AGENT}/drain", params={"within_s": within_s})
+    assert (answer.status_code, answer.json()["errors"][0]["where"]) == (422, "within_s")
+    assert (await hub.client.get(AGENT)).json()["draining"] is False
 
 
 async def test_the_summary_counts_tasks_by_state(hub: Served) -> None:

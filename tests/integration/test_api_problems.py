@@ -48,6 +48,12 @@ CASES: dict[str, tuple[str, str, bytes, dict[str, str], str, str | None]] = {
     "retry no task": ("POST", f"/v1/tasks/{UNKNOWN}/retry", b"", {}, "not-found", "task_id"),
     "an id that is none": ("GET", "/v1/tasks/part-1", b"", {}, "invalid", "task_id"),
     "an agent that is not there": ("GET", "/v1/agents/lyon/press-z", b"", {}, "not-found", "name"),
+    "explain no task": ("GET", f"/v1/tasks/{UNKNOWN}/explain", b"", {}, "not-found", "task_id"),
+    "explain an id that is none": ("GET", "/v1/tasks/part-1/explain", b"", {}, "invalid", "task_id"),
+    "retry all there is": ("POST", "/v1/tasks/retry", b"", {}, "invalid", "reason"),
+    "retry for no reason": ("POST", "/v1/tasks/retry?reason=whim", b"", {}, "invalid", "reason"),
+    "settings of no JSON": ("PUT", "/v1/queues/archive", b"{", JSON, "invalid", "body"),
+    "a selector that is none": ("POST", f"{SUBMIT}&selector=gpu", png(), {}, "rejected", "selector"),
     "drain no agent": ("POST", "/v1/agents/lyon/z/drain", b"", {}, "not-found", "name"),
     "no kind of problem": ("GET", "/problems/sorrow", b"", {}, "not-found", "name"),
     "a wait too long": ("GET", f"/v1/tasks/{UNKNOWN}?wait=61", b"", {}, "invalid", "wait"),
@@ -191,7 +197,7 @@ async def test_every_operation_is_described(schema: dict[str, Any]) -> None:
             assert answer["description"], name
             if status >= "400":
                 assert list(answer["content"]) == ["application/problem+json"], f"{name}: {status}"
-        if name.startswith("POST /v1/tasks") and "{" not in name:
+        if name in ("POST /v1/tasks", "POST /v1/tasks/batch"):
             assert set(operation["responses"]) == {"202", "413", "415", "422", "429", "503"}
             assert operation["requestBody"]["content"]
 

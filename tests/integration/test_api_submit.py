@@ -7,7 +7,7 @@ import base64
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +184,11 @@ class Held:
         self.asked = asyncio.Event()
         self.through: submissions.Committer | None = None
 
-    async def __call__(self, group: submissions.Group) -> list[task_store.Submitted]:
+    async def __call__(self, requests: Sequence[submissions.Group]) -> submissions.Committed:
         assert self.through is not None
         self.asked.set()
         await self.go.wait()
-        return await self.through(group)
+        return await self.through(requests)
 
 
 async def test_too_much_waiting_is_refused_and_counted_exactly(database: str) -> None:

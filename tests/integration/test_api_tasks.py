@@ -147,3 +147,70 @@ async def test_retry_and_cancel_keep_to_the_states(hub: Served) -> None:
     answer = await hub.client.post(f"/v1/tasks/{task_id}/retry")
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/conflict")
     assert (await hub.client.get(f"/v1/tasks/{task_id}")).json()["state"] == "QUEUED"
+
+
+async def end_all(hub: Served, reason: str, **fields: str) -> None:
+    """Everything that is queued, of some fields, has ended for this reason."""
+    which = " AND ".join(["state = 'QUEUED'", *(f"{name} = '{value}'" for name, value in fields.items())])
+    async with hub.pool.connection() as connection:
+        await connection.execute(
+            f"UPDATE tasks SET state = 'TERMINATED', reason = '{reason}', finished_at = now() "
+            f"WHERE {which}".encode()
+        )
+
+
+async def test_many_dead_letters_run_again_by_a_filter(hub: Served) -> None:
+    """Those that the filter names are queued again, up to the limit, and all that others ended as stay."""
+    for model in ("defects", "defects", "defects", "ocr"):
+        await hub.submit(model=model)
+    await end_all(hub, "exhausted")
+    await hub.submit(model="defects")
+    await end_all(hub, "expired")
+    ask = {"reason": "exhausted", "model": "defects"}
+    first = await hub.client.post("/v1/tasks/retry", params={**ask, "limit": 2})
+    assert first.json() == {"retried": 2, "more": True}
+    assert hub.told[-1].queued == {"defects": 2}
+    rest = await hub.client.post("/v1/tasks/retry", params=ask)
+    assert rest.json() == {"retried": 1, "more": False}
+    assert await hub.rows("SELECT model, reason FROM tasks WHERE state = 'TERMINATED' ORDER BY 1") == [
+        ("defects", "expired"),
+        ("ocr", "exhausted"),
+    ]
+
+
+async def test_what_somebody_cancelled_runs_again_only_by_that_word(hub: Served) -> None:
+    """Without a reason all dead letters are meant but the cancelled ones; and some filter must be said."""
+    for reason in ("cancelled", "exhausted", "shed"):
+        await hub.submit(queue="archive")
+        await end_all(hub, reason)
+    nothing = await hub.client.post("/v1/tasks/retry")
+    assert (nothing.status_code, nothing.json()["type"]) == (422, "/problems/invalid")
+    some = await hub.client.post("/v1/tasks/retry", params={"queue": "archive"})
+    assert some.json() == {"retried": 2, "more": False}
+    assert await hub.rows("SELECT reason FROM tasks WHERE state = 'TERMINATED'") == [("cancelled",)]
+    wanted = await hub.client.post("/v1/tasks/retry", params={"reason": "cancelled"})
+    assert wanted.json()["retried"] == 1
+
+
+async def test_dead_letters_without_a_body_are_passed_over(
+    hub: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its site ran itself cannot run here: it does not hide those behind it."""
+    monkeypatch.setattr(task_api, "RETRY_PAGE", 2)
+    for _ in range(2):
+        await hub.submit()
+    async with hub.pool.connection() as connection:
+        for _ in range(3):
+            task_id = tasks.parse_id(await hub.submit())
+            await connection.execute("DELETE FROM payloads WHERE task_id = %s", (tasks.format_id(task_id),))
+    await end_all(hub, "exhausted")
+    answer = await hub.client.post("/v1/tasks/retry", params={"reason": "exhausted"})
+    assert answer.json() == {"retried": 2, "more": False}
+
+
+async def test_tasks_are_listed_by_priority(hub: Served) -> None:
+    """An operator finds the urgent ones."""
+    await hub.submit(priority=2)
+    urgent = await hub.submit(priority=9)
+    found = (await hub.client.get("/v1/tasks", params={"priority": 9})).json()["tasks"]
+    assert [task["task_id"] for task in found] == [urgent]

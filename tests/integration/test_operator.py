@@ -92,8 +92,8 @@ async def working(hub: Served, **columns: Any) -> AsyncIterator[None]:
     async def work() -> None:
         while True:
             async with hub.pool.connection() as connection:
-                waiting = await schedule.candidates(connection, 100)
-            for task in waiting:
+                heads = await schedule.heads(connection, 100, ["defects", "ocr"])
+            for task in (task for head in heads for task in head.tasks):
                 await run_one(hub, task.task_id, agent_id, **columns)
             await asyncio.sleep(0.01)
 
@@ -278,10 +278,87 @@ async def test_drain_and_resume(hub: Served) -> None:
     """An agent is drained and resumed by its place, SITE/NAME."""
     await join(hub.pool)
     assert "no more" in (await backhaul(hub, "drain", "lyon/press-a")).out
+    assert "in 60 s goes back" in (await backhaul(hub, "drain", "lyon/press-a", "--within", "60")).out
     assert (await hub.client.get("/v1/agents/lyon/press-a")).json()["draining"] is True
     assert (await backhaul(hub, "resume", "lyon/press-a", "--json")).lines[0]["draining"] is False
+    assert (await backhaul(hub, "cordon", "lyon/press-a", "--json")).lines[0]["draining"] is True
+    assert "again" in (await backhaul(hub, "undrain", "lyon/press-a")).out
     wrong = await backhaul(hub, "drain", "press-a")
     assert (wrong.status, "SITE/NAME" in wrong.err) == (1, True)
+
+
+async def test_dead_letters_run_again_by_a_filter(hub: Served) -> None:
+    """All of a reason, or of a model, are queued again by one command; ids and a filter are not mixed."""
+    for task_id in [await hub.submit(), await hub.submit(), await hub.submit(model="ocr")]:
+        await hub.client.post(f"/v1/tasks/{task_id}/cancel")
+    words = ("retry", "--reason", "cancelled", "--model", "defects")
+    assert (await backhaul(hub, *words)).out == "2 tasks are in the queue again.\n"
+    assert (await backhaul(hub, *words, "--json")).lines == [{"retried": 0, "more": False}]
+    for wrong in (("retry",), ("retry", "--model", "ocr", task_id)):
+        assert (await backhaul(hub, *wrong)).status == 1
+
+
+# Queues
+
+
+async def test_queues_are_set_up_and_seen(hub: Served) -> None:
+    """`queues set` changes what it names and leaves the rest; the table shows figures beside their limits."""
+    set_up = ("queues", "set", "archive")
+    first = await backhaul(
+        hub,
+        *set_up,
+        "--weight",
+        "0.5",
+        "--max-queued",
+        "100",
+        "--max-running",
+        "8",
+        "--default-priority",
+        "2",
+    )
+    assert first.status == 0
+    await hub.submit(queue="archive")
+    (changed,) = (
+        await backhaul(hub, *set_up, "--max-running", "none", "--when-full", "drop_lowest", "--json")
+    ).lines
+    assert (changed["weight"], changed["max_queued"], changed["max_running"]) == (0.5, 100, None)
+    table = (await backhaul(hub, "queues")).out
+    for seen in ("archive", "0.5", "1 of 100", "2: 1", "drop lowest", "name no priority have 2"):
+        assert seen in table, table
+    (listed,) = (await backhaul(hub, "queues", "--json")).lines
+    assert [queue["name"] for queue in listed["queues"]] == ["archive"]
+    (removed,) = (await backhaul(hub, "queues", "rm", "archive", "--json")).lines
+    assert (removed["weight"], removed["max_queued"], removed["queued"]) == (1.0, None, 1)
+
+
+async def test_settings_that_make_no_sense_are_told(hub: Served) -> None:
+    """What the hub refuses is told with its field, what is no number by the command itself."""
+    refused = await backhaul(hub, "queues", "set", "archive", "--weight", "0")
+    assert (refused.status, "weight" in refused.err) == (1, True)
+    assert (await backhaul(hub, "queues", "set", "archive", "--max-queued", "many")).status == 2
+
+
+# Explanations
+
+
+async def test_why_tells_in_words(hub: Served) -> None:
+    """What a task waits for; then where it went, who else could have run it, and how that ended."""
+    task_id = await hub.submit(queue="archive")
+    waiting = (await backhaul(hub, "why", task_id)).out
+    for seen in ("no agent has model defects ready", "0 tasks of higher priorities", "queue archive"):
+        assert seen in waiting, waiting
+    agent_id, other = await join(hub.pool), await join(hub.pool, topics.Agent("lyon", "press-b"))
+    noted = {"predicted_s": 0.9, "run_s": 0.6, "able": 2, "effective_priority": 5, "moon": "full"}
+    grant = schedule.Grant(
+        tasks.parse_id(task_id), agent_id, 30.0, 5, json.dumps(noted | {"others": [[other, 1.4]]})
+    )
+    async with hub.pool.connection() as connection:
+        await schedule.grant(connection, [grant])
+    running = (await backhaul(hub, "why", task_id)).out
+    for seen in ("went to lyon/press-a", "900 ms", "lyon/press-b in 1 s", "moon: full", "It runs."):
+        assert seen in running, running
+    (told,) = (await backhaul(hub, "why", task_id, "--json")).lines
+    assert told["decisions"][0]["predicted_s"] == 0.9
 
 
 # Errors and help
