@@ -7,11 +7,11 @@ after a restart it fills within one heartbeat, and nothing durable depends on it
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from cloud_hub.scheduler import policy
-from shared import signals, topics
+from cloud_hub.scheduler import snapshot
+from shared import signals, tasks, topics
 
 
 @dataclass(slots=True)
@@ -61,7 +61,21 @@ class Fleet:
         """Present by its word, and heard of lately."""
         return member.online and time.monotonic() - member.heard < self._silent_after_s
 
-    def executors(self, outstanding: Mapping[int, int]) -> list[policy.Executor]:
+    def drain(self, agent_ids: Collection[int]) -> None:
+        """These agents get no new work, all others do."""
+        for member in self._members.values():
+            member.draining = member.agent_id in agent_ids
+
+    def progress(self) -> dict[tuple[bytes, int], float]:
+        """Of the leases that agents reported, (task id, attempt): seconds of work since the last item."""
+        return {
+            (tasks.parse_id(lease.task_id), lease.attempt): lease.running_s
+            for member in self._members.values()
+            if member.telemetry is not None
+            for lease in member.telemetry.leases
+        }
+
+    def executors(self, outstanding: Mapping[int, int]) -> list[snapshot.Executor]:
         """The agents that may be given work, their credits reduced by the leases they hold."""
         executors = []
         for member in self._members.values():
@@ -69,9 +83,11 @@ class Fleet:
             if told is None or member.draining or not self.alive(member):
                 continue
             executors.append(
-                policy.Executor(
+                snapshot.Executor(
                     agent_id=member.agent_id,
-                    credits=max(0, told.capacity - outstanding.get(member.agent_id, 0)),
+                    site=member.agent.site,
+                    labels=told.labels | {"site": member.agent.site, "agent": member.agent.name},
+                    credits=told.capacity - outstanding.get(member.agent_id, 0),
                     models={(model.name, model.version): model.items_per_s for model in told.models},
                     predicted_wait_s=told.predicted_wait_s,
                 )

@@ -59,13 +59,13 @@ class Gateway:
         everywhere: hot.Hot,
         policy: settings.Gateway,
         lease_ttl_s: float,
-        hubs_alive: replicas.Replicas | None = None,
+        siblings: replicas.Replicas | None = None,
     ) -> None:
         self._link = mqtt
         self._connections = connections
         self._fleet = members
         self._events = here
-        self._replicas = hubs_alive
+        self._replicas = siblings
         self.counts: Counter[str] = Counter()
         self.news = news.News(here, everywhere, self.wake_lanes)
         self._reports = reports.Reports(connections, everywhere, lease_ttl_s, self.counts)
@@ -84,8 +84,8 @@ class Gateway:
         mqtt.subscribe(topics.all_presence(), 1, self._inbox.put)
         mqtt.watch(self._link_changed)
         everywhere.on_lanes = self.wake_lanes
-        if hubs_alive is not None:
-            hubs_alive.watch(self._divide)
+        if siblings is not None:
+            siblings.watch(self._divide)
 
     @property
     def owned(self) -> int:

@@ -19,11 +19,23 @@ import prometheus_client
 import uvicorn
 from fastapi import FastAPI
 
-from cloud_hub import events, fleet, gateway, hot, leases, metrics, news, settings
+from cloud_hub import (
+    events,
+    fleet,
+    gateway,
+    hot,
+    leader,
+    leases,
+    metrics,
+    news,
+    queues,
+    replicas,
+    settings,
+)
 from cloud_hub.api import app, context, submissions
 from cloud_hub.scheduler import scheduler
 from cloud_hub.store import migrate, partitions, pool, tasks
-from shared import backoff, jobs, link, topics
+from shared import backoff, link, topics
 
 log: Final = logging.getLogger(__name__)
 
@@ -37,11 +49,20 @@ class Hub:
     def __init__(self, policy: settings.Settings, connections: pool.Pool) -> None:
         self._policy = policy
         self._connections = connections
+        self._replicas = replicas.Replicas(
+            replicas.hub_id(socket.gethostname(), policy.http.port), policy.database
+        )
+        self._queues = queues.Queues(connections, lambda: max(1, len(self._replicas.live)))
         self.registry = prometheus_client.CollectorRegistry()
         self._events = events.Events()
         self._fleet = fleet.Fleet(policy.gateway.silent_after_s)
-        self._scheduler = scheduler.Scheduler(connections, self._fleet, policy.scheduler, policy.leases.ttl_s)
         self._hot = hot.Hot(policy.redis, self._on_news)
+        self._scheduler = scheduler.Scheduler(
+            connections, self._fleet, self._queues, policy.scheduler, policy.leases.ttl_s
+        )
+        self._leader = leader.Leader(
+            connections, self._hot, self._replicas.hub_id, policy.leader, self._scheduler.lead
+        )
         self._link = link.Link(
             policy.broker.address(),
             f"backhaul-hub-{socket.gethostname()}-{policy.http.port}",
@@ -58,10 +79,11 @@ class Hub:
             self._hot,
             policy.gateway,
             policy.leases.ttl_s,
+            self._replicas,
         )
-        self._keeper = leases.Keeper(connections, self._gateway.news, policy.leases)
+        self._keeper = leases.Keeper(self._leader, self._gateway.news, policy.leases)
         self._submitter = submissions.Submitter(
-            submissions.into(connections, self._gateway.news.tell), registry=self.registry
+            submissions.into(connections, self._gateway.news.tell, self._queues), registry=self.registry
         )
         self.registry.register(metrics.HubMetrics(self._gateway, self._scheduler, self._keeper, self._hot))
         self._app = app.create(
@@ -70,8 +92,9 @@ class Hub:
             self._events,
             self._fleet,
             context.Settings(silent_after_s=policy.gateway.silent_after_s),
+            limits=self._queues,
+            rules=self._scheduler.rules,
             tell=self._gateway.news.tell,
-            tag=_no_tag,
             drained=self._drained,
             broker=lambda: self._link.connected,
             redis=lambda: self._hot.available if policy.redis else None,
@@ -87,11 +110,15 @@ class Hub:
                 group.create_task(work, name=name)
                 for name, work in (
                     ("submitter", self._submitter.run()),
+                    ("replicas", self._replicas.run()),
+                    ("queues", self._queues.run()),
                     ("gateway", self._gateway.run()),
-                    ("scheduler", self._scheduler.run(self._gateway.news)),
+                    ("leader", self._leader.run()),
+                    ("scheduler", self._scheduler.run(self._leader, self._gateway.news)),
                     ("leases", self._keeper.run()),
                     ("hot state", self._hot.run()),
                     ("snapshots", self._app.state.snapshots.run()),
+                    ("drains", self._app.state.drains.run()),
                     ("housekeeping", self._keep_house()),
                     ("link", self._link.run()),
                 )
@@ -187,8 +214,3 @@ def _server(application: FastAPI, policy: settings.Http) -> uvicorn.Server:
             timeout_graceful_shutdown=int(STOP_S),
         )
     )
-
-
-def _no_tag(job: jobs.Job) -> float:
-    """Every task the same tag: within a priority, age decides."""
-    return 0.0

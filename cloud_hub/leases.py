@@ -7,10 +7,8 @@ import logging
 from collections import Counter
 from typing import Final
 
-import psycopg_pool
-
-from cloud_hub import news, settings
-from cloud_hub.store import pool, schedule
+from cloud_hub import leader, news, settings
+from cloud_hub.store import leadership, pool, schedule
 
 log: Final = logging.getLogger(__name__)
 
@@ -19,15 +17,10 @@ LIMIT: Final = 1000
 
 
 class Keeper:
-    """Takes back what was not renewed."""
+    """Takes back what was not renewed, in the hub that leads."""
 
-    def __init__(
-        self,
-        connections: psycopg_pool.AsyncConnectionPool[pool.Connection],
-        told: news.News,
-        policy: settings.Leases,
-    ) -> None:
-        self._connections = connections
+    def __init__(self, lead: leader.Leader, told: news.News, policy: settings.Leases) -> None:
+        self._lead = lead
         self._news = told
         self._policy = policy
         self.counts: Counter[str] = Counter()
@@ -36,8 +29,10 @@ class Keeper:
         """Look until cancelled."""
         while True:
             try:
-                while await self._look():
+                while self._lead.leading and await self._look():
                     pass
+            except leadership.Deposed as deposed:
+                log.info("leases not looked at: %s", deposed)
             except pool.UNAVAILABLE as error:
                 log.warning("leases not looked at: PostgreSQL is not available: %s", error)
             await asyncio.sleep(self._policy.look_every_s)
@@ -46,7 +41,7 @@ class Keeper:
         """One look; True if there may be more."""
         full = False
         for what, look in (("lost", schedule.expire), ("expired", schedule.expire_deadlines)):
-            async with self._connections.connection() as connection, connection.transaction():
+            async with self._lead.writing() as connection:
                 outcome = await look(connection, LIMIT)
             found = len(outcome.ended) + sum(outcome.queued.values())
             if found:

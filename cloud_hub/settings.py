@@ -45,12 +45,27 @@ class Leases(_Section, frozen=True):
 
 
 class Scheduler(_Section, frozen=True):
-    """Placement of queued tasks."""
+    """Order and placement of queued tasks."""
 
-    batch: int = 1000
-    """Tasks placed in one pass, at most, of each model."""
+    batch: int = 2000
+    """Tasks looked at in one pass, about."""
     idle_s: float = 1.0
     """A pass is made at least this often; events wake it at once."""
+    aging_s: float = 300.0
+    """Waiting so long raises a task's priority by one; 0: never."""
+    aging_cap: int = 9
+    """How many priorities waiting can raise a task, at most."""
+    cooldown_s: float = 30.0
+    """A task that was preempted is not preempted again for so long."""
+    preempt_every_s: float = 0.2
+    """How often tasks that could make room for more urgent ones are looked for, at most."""
+
+
+class Leader(_Section, frozen=True):
+    """Of several hubs one decides where tasks go."""
+
+    ttl_s: float = 3.0
+    """A leader that was not seen for so long is succeeded."""
 
 
 class Retention(_Section, frozen=True):
@@ -77,6 +92,7 @@ class Settings(_Section, frozen=True):
     gateway: Gateway = Gateway()
     leases: Leases = Leases()
     scheduler: Scheduler = Scheduler()
+    leader: Leader = Leader()
     retention: Retention = Retention()
 
 
@@ -89,6 +105,7 @@ def load(path: Path) -> Settings:
         ("gateway.applying", read.gateway.applying),
         ("scheduler.batch", read.scheduler.batch),
         ("leases.ttl_s", read.leases.ttl_s),
+        ("leader.ttl_s", read.leader.ttl_s),
     ):
         if value <= 0:
             raise settings.BadSettings(f"{path}: {what} is too small")

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
-from shared import arrow_stream, tasks, topics
+from shared import arrow_stream, selectors, tasks, topics
 
 PNG: Final = "image/png"
 JPEG: Final = "image/jpeg"
@@ -74,6 +74,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """Comes back in the reply, for devices that speak MQTT 3.1.1."""
     traceparent: str | None = None
     """W3C trace context."""
+    selector: str | None = None
+    """Which agents may run it, by their labels: `site=plant-a,gpu=h100`; for tasks submitted to the hub."""
 
 
 DEFAULT_PRIORITY: Final = 5
@@ -295,6 +297,12 @@ def _metadata(fields: Mapping[str, Any]) -> Metadata:
                 topics.check_name(name, field)
         except topics.BadTopic as wrong:
             raise Rejected(str(wrong), field) from None
+    if metadata.selector is not None:
+        try:
+            normal = selectors.normal(metadata.selector)
+        except selectors.BadSelector as wrong:
+            raise Rejected(str(wrong), "selector") from None
+        metadata = msgspec.structs.replace(metadata, selector=normal or None)
     return metadata
 
 

@@ -38,6 +38,8 @@ class Reason(enum.StrEnum):
     EXPIRED = "expired"
     EXHAUSTED = "exhausted"
     NOT_RETRIABLE = "not_retriable"
+    SHED = "shed"
+    """Its queue was full, and it was the lowest in it."""
 
 
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {

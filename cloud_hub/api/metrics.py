@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import core, registry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cloud_hub.api import context, fleet, fleet_view, snapshots
+from cloud_hub.api import context, fleet, fleet_view, queue_view, snapshots
 from cloud_hub.store import pool
 
 UNKNOWN_ROUTE: Final = "none"
@@ -97,6 +97,7 @@ class FleetMetrics(registry.Collector):
         for state, count in picture.tasks.states.items():
             states.add_metric([state], count)
         yield states
+        yield from _of_queues(picture.queues)
         found = [one for site in picture.sites for one in site.agents]
         yield from _of_agents(found)
         yield from _of_lanes(found)
@@ -117,6 +118,19 @@ _COUNTERS: Final = {
     "overflowed_total": ("overflowed_tasks", "Tasks handed over to the hub."),
     "reclaimed_total": ("reclaimed_tasks", "Tasks taken back from the hub."),
 }
+
+
+def _of_queues(found: list[queue_view.Queue]) -> Iterable[core.Metric]:
+    """Of the busiest queues, so that names which clients think up are not labels without end."""
+    for field, name, help_text in (
+        ("queued", "waiting_tasks", "Tasks waiting in the queue."),
+        ("running", "running_tasks", "Tasks of the queue that run."),
+        ("oldest_s", "oldest_seconds", "How long the first of them has waited."),
+    ):
+        metric = core.GaugeMetricFamily(f"backhaul_queue_{name}", help_text, labels=["queue"])
+        for one in found:
+            metric.add_metric([one.name], getattr(one, field))
+        yield metric
 
 
 def _of_agents(found: list[fleet_view.Agent]) -> Iterable[core.Metric]:

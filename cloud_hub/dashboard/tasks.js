@@ -2,6 +2,7 @@
 
 import { el, keyed, mark, say } from "./dom.js";
 import { instant, integer, plural, seconds, shortId } from "./format.js";
+import { whySection } from "./why.js";
 
 const TONES = { COMPLETED: "good", PROCESSING: "calm", FAILED: "warn", TERMINATED: "bad", REJECTED: "bad" };
 const ENDED = new Set(["COMPLETED", "TERMINATED", "REJECTED"]);
@@ -63,8 +64,9 @@ async function openTask(id) {
 
 async function showTask(dialog, id) {
   try {
-    const [task, results] = await Promise.all([ask(`/v1/tasks/${id}`), ask(`/v1/tasks/${id}/results`)]);
-    dialog.replaceChildren(...card(dialog, task, results.results));
+    const address = `/v1/tasks/${id}`;
+    const [task, results, why] = await Promise.all([ask(address), ask(`${address}/results`), ask(`${address}/explain`)]);
+    dialog.replaceChildren(...card(dialog, task, results.results, why));
   } catch (error) {
     dialog.lastElementChild.textContent = error.message;
     dialog.append(close(dialog));
@@ -80,7 +82,7 @@ async function ask(path, method = "GET") {
   return body;
 }
 
-function card(dialog, task, results) {
+function card(dialog, task, results, why) {
   const fact = (name, value) => (value === null || value === undefined || value === "" ? null : el("div", {}, el("dt", {}, name), el("dd", {}, String(value))));
   const note = el("p", { class: "note", role: "status" });
   return [
@@ -93,12 +95,14 @@ function card(dialog, task, results) {
       fact("Model", [task.model, task.version].filter(Boolean).join(" ")),
       fact("Items", `${integer(task.items_done)} of ${integer(task.items)} done`),
       fact("Priority", `${task.priority}, queue ${task.queue}`),
+      fact("Selector", task.selector),
       fact("Attempt", `${task.attempt} of ${task.max_attempts}`),
       fact("Origin", task.origin ?? "this API"),
       fact("Running at", task.agent),
       fact("Submitted", instant(task.submitted_at)),
       fact("Finished", instant(task.finished_at)),
     ),
+    whySection(why),
     task.attempts.length ? attemptTable(task.attempts) : null,
     results.length ? resultTable(results) : null,
     el("p", { class: "actions" }, action(dialog, task, note), close(dialog)),

@@ -1,20 +1,41 @@
-"""The loop around the policy: gathers what is queued and who has room, applies what was decided."""
+"""The loop around the policy: gathers what is queued and who has room, applies what was decided.
+
+    heads, leases held -> plan (pure) -> one fenced transaction: leases, records on their lanes, the clocks
+                            |
+                            +-> no room for something urgent -> victims (pure) -> `preempt` on their lanes
+
+Only the hub that leads goes round. What its clocks know is kept with each pass, so that the next leader
+goes on with the same shares.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
-import psycopg_pool
+import msgspec
 
-from cloud_hub import fleet, news, settings
-from cloud_hub.scheduler import policy
-from cloud_hub.store import ends, pool, schedule
-from shared import backoff
+from cloud_hub import fleet, leader, news, settings
+from cloud_hub import queues as hub_queues
+from cloud_hub.scheduler import placement, plan, preemption, snapshot
+from cloud_hub.store import agents, classes, ends, leadership, pool, schedule
+from shared import backoff, fairness
 
 log: Final = logging.getLogger(__name__)
+
+IN_THREAD: Final = 200
+"""From so many tasks on a plan is made in a thread: the loop has others to serve."""
+HELD: Final = 1000
+"""Leases that are looked at for a task that needs room."""
+UPKEEP_S: Final = 1.0
+"""How often counters are added up, and the agents that drain are looked up."""
+
+Clocks = dict[int, fairness.FairClock]
 
 
 class Scheduler:
@@ -22,72 +43,237 @@ class Scheduler:
 
     def __init__(
         self,
-        connections: psycopg_pool.AsyncConnectionPool[pool.Connection],
+        connections: pool.Pool,
         members: fleet.Fleet,
-        settings_: settings.Scheduler,
+        queues: hub_queues.Queues,
+        policy: settings.Scheduler,
         lease_ttl_s: float,
     ) -> None:
         self._connections = connections
         self._fleet = members
-        self._settings = settings_
+        self._queues = queues
+        self._policy = policy
+        self.rules = snapshot.Rules(
+            aging_s=policy.aging_s, aging_cap=policy.aging_cap, cooldown_s=policy.cooldown_s
+        )
         self._lease_ttl_s = lease_ttl_s
+        self._clocks: Clocks = {}
+        self._preempted = 0.0
         self._wake = asyncio.Event()
         self.counts: Counter[str] = Counter()
+        self.why: Mapping[int, plan.Why] = {}
+        """By class: why the tasks that the last pass looked at wait on."""
 
     def wake(self) -> None:
         """Something was queued, or an agent has room."""
         self._wake.set()
 
-    async def run(self, told: news.News) -> None:
-        """Schedule until cancelled; `told` hears which agents have new leases."""
-        pause = backoff.Backoff(base_s=0.05, cap_s=2.0)
+    def lead(self, fair: str) -> None:
+        """This hub leads now; `fair` are the clocks of the one before it."""
+        self._clocks = read_clocks(fair)
+        self.wake()
+
+    async def run(self, lead: leader.Leader, told: news.News) -> None:
+        """Schedule while this hub leads, until cancelled; `told` hears what was done."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._go_round(lead, told), name="scheduler: passes")
+            group.create_task(self._upkeep(lead), name="scheduler: upkeep")
+
+    async def _go_round(self, lead: leader.Leader, told: news.News) -> None:
+        pause = backoff.Backoff(base_s=0.05, cap_s=2.0, stable_s=0.0)
         while True:
+            more = False
             try:
-                full = await self._pass(told)
+                if lead.leading:
+                    more = await self._pass(lead, told)
+            except leadership.Deposed as deposed:
+                log.info("no pass: %s", deposed)
             except pool.UNAVAILABLE as error:
                 log.warning("no pass: PostgreSQL is not available: %s", error)
                 await asyncio.sleep(pause.next())
                 continue
-            if full:
+            pause.succeeded(0.0)
+            if more:
+                await asyncio.sleep(0)
                 continue
             try:
-                async with asyncio.timeout(self._settings.idle_s):
+                async with asyncio.timeout(self._policy.idle_s):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
 
-    async def _pass(self, told: news.News) -> bool:
+    async def _pass(self, lead: leader.Leader, told: news.News) -> bool:
         """Place what can be placed; True if there may be more to place at once."""
+        self._wake.clear()
         async with self._connections.connection() as connection:
             executors = self._fleet.executors(await schedule.outstanding(connection))
-            models = {name for executor in executors if executor.credits for name, _ in executor.models}
+            models = {name for one in executors for name, _ in one.models}
+            room = sum(max(0, one.credits) for one in executors)
             if not models:
                 return False
-            queued = await schedule.candidates(connection, self._settings.batch, models=models)
-            placements = policy.place(
-                [
-                    policy.Candidate(
-                        task_id=task.task_id,
-                        model=task.model,
-                        version=task.version,
-                        priority=task.priority,
-                        tag=task.tag,
-                        items=task.items - task.items_done,
-                        origin_agent=task.origin_agent,
-                    )
-                    for task in queued
-                ],
-                executors,
+            left = await self._room_of_queues(connection)
+            await schedule.ripen(connection)
+            heads = await schedule.heads(
+                connection,
+                min(2 * room, self._policy.batch),
+                models,
+                closed_queues=[name for name, room in left.items() if not room],
             )
-            self.counts["passes"] += 1
-            if not placements:
-                return False
-            async with connection.transaction():
-                granted = await schedule.grant(
-                    connection,
-                    [schedule.Grant(one.task_id, one.agent_id, self._lease_ttl_s) for one in placements],
-                )
+        self.counts["passes"] += 1
+        if not heads:
+            return False
+        queues = {
+            name: snapshot.Queue(name, self._queues.weight(name), left.get(name))
+            for name in {task.queue for head in heads for task in head.tasks[:1]}
+        }
+        decided = await self._decide(heads, executors, queues)
+        self.why = decided.why
+        granted = await self._grant(lead, decided, told) if decided.placements else 0
+        if decided.unplaced:
+            await self._make_room(lead, told, decided.unplaced, executors)
+        return decided.more and granted > 0
+
+    async def _room_of_queues(self, connection: pool.Connection) -> dict[str, int]:
+        """Of the queues of which only so many tasks may run, how many more."""
+        limited = self._queues.limited()
+        running = await schedule.running(connection) if limited else {}
+        return {
+            name: max(0, most - running.get(name, 0))
+            for name in limited
+            if (most := self._queues.max_running(name)) is not None
+        }
+
+    async def _decide(
+        self,
+        heads: Sequence[snapshot.Head],
+        executors: Sequence[snapshot.Executor],
+        queues: Mapping[str, snapshot.Queue],
+    ) -> plan.Plan:
+        if sum(len(head.tasks) for head in heads) < IN_THREAD:
+            return plan.plan(heads, executors, queues, self._clocks, self.rules)
+        return await asyncio.to_thread(plan.plan, heads, executors, queues, self._clocks, self.rules)
+
+    async def _grant(self, lead: leader.Leader, decided: plan.Plan, told: news.News) -> int:
+        """Make leases of placements; what somebody else took or ended meanwhile is left out."""
+        clocks = self._clocks | decided.clocks
+        async with lead.writing(write_clocks(clocks)) as connection:
+            granted = await schedule.grant(
+                connection,
+                [
+                    schedule.Grant(
+                        one.task.task_id,
+                        one.choice.agent_id,
+                        self._lease_ttl_s,
+                        one.priority,
+                        _why(one.choice, one.priority),
+                    )
+                    for one in decided.placements
+                ],
+            )
+        self._clocks = clocks
         self.counts["granted"] += len(granted)
         told.tell(ends.Outcome(told=frozenset(one.agent_id for one in granted)))
-        return len(placements) == self._settings.batch and bool(granted)
+        return len(granted)
+
+    async def _make_room(
+        self,
+        lead: leader.Leader,
+        told: news.News,
+        waiting: Sequence[snapshot.Task],
+        executors: Sequence[snapshot.Executor],
+    ) -> None:
+        """Ask less urgent tasks to stop, if there are such; not at each pass, for that they are looked up."""
+        urgency = max(task.priority for task in waiting)
+        if urgency == 0 or time.monotonic() < self._preempted + self._policy.preempt_every_s:
+            return
+        self._preempted = time.monotonic()
+        async with self._connections.connection() as connection:
+            held = await schedule.held(connection, urgency, [one.agent_id for one in executors], HELD)
+        if not held:
+            return
+        progress = self._fleet.progress()
+        known = [replace(one, lost_s=progress.get((one.task_id, one.attempt), one.lost_s)) for one in held]
+        victims = preemption.victims(waiting, known, executors, self.rules)
+        if not victims:
+            return
+        by_id = {one.task_id: one for one in known}
+        clocks = self._clocks.copy()
+        async with lead.writing() as connection:
+            await schedule.stop(connection, [(one.task_id, one.attempt) for one in victims])
+            stopped = frozenset(one.agent_id for one in victims)
+        self._refund([by_id[one.task_id] for one in victims], executors, clocks)
+        self._clocks = clocks
+        self.counts["preempted"] += len(victims)
+        told.tell(ends.Outcome(told=stopped))
+
+    def _refund(
+        self, stopped: Sequence[snapshot.Held], executors: Sequence[snapshot.Executor], clocks: Clocks
+    ) -> None:
+        """A queue is not charged for the items that its stopped tasks have left: they will be charged again."""
+        speeds = {one.agent_id: one.models for one in executors}
+        for one in stopped:
+            clock = clocks.get(one.priority)
+            if clock is None:
+                continue
+            per_s = max(
+                (
+                    items_per_s
+                    for (model, version), items_per_s in speeds.get(one.agent_id, {}).items()
+                    if model == one.model and one.version in (None, version)
+                ),
+                default=0.0,
+            )
+            clocks[one.priority] = clock = clock.copy()
+            seconds = one.items_left / (per_s or self.rules.unmeasured_items_per_s)
+            clock.refund(one.queue, self._queues.weight(one.queue), seconds)
+
+    async def _upkeep(self, lead: leader.Leader) -> None:
+        while True:
+            try:
+                async with self._connections.connection() as connection:
+                    self._fleet.drain(await agents.draining(connection))
+                if lead.leading:
+                    async with lead.writing() as connection:
+                        await classes.compact(connection)
+            except leadership.Deposed as deposed:
+                log.debug("upkeep put off: %s", deposed)
+            except pool.UNAVAILABLE as error:
+                log.debug("upkeep put off: %s", error)
+            await asyncio.sleep(UPKEEP_S)
+
+
+_why_encoder: Final = msgspec.json.Encoder()
+
+
+def _why(choice: placement.Choice, priority: int) -> str:
+    """The decision as it is kept with its lease: JSON, the names of `placement.Choice`."""
+    return _why_encoder.encode(
+        {
+            "effective_priority": priority,
+            "predicted_s": round(choice.predicted_s, 4),
+            "wait_s": round(choice.wait_s, 4),
+            "transfer_s": round(choice.transfer_s, 4),
+            "run_s": round(choice.run_s, 4),
+            "able": choice.able,
+            "others": [(agent_id, round(predicted_s, 4)) for agent_id, predicted_s in choice.others],
+        }
+    ).decode()
+
+
+_clocks_decoder: Final = msgspec.json.Decoder(dict[int, fairness.FairState])
+
+
+def read_clocks(text: str) -> Clocks:
+    """The clocks in `text`, as `write_clocks` wrote them; new ones if it cannot be read."""
+    try:
+        states = _clocks_decoder.decode(text) if text else {}
+    except msgspec.DecodeError as error:
+        log.warning("the shares begin anew, their clocks cannot be read: %s", error)
+        states = {}
+    return {priority: fairness.FairClock(state) for priority, state in states.items()}
+
+
+def write_clocks(clocks: Mapping[int, fairness.FairClock]) -> str:
+    """What `read_clocks` reads."""
+    return msgspec.json.encode({priority: clock.state() for priority, clock in clocks.items()}).decode()

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shared import tasks
+
 
 class Task(NamedTuple):
     """A queued task, as far as placing it needs to know it."""
@@ -106,6 +108,7 @@ class Held:
     """Since it was last preempted; None: never."""
     stopping: bool = False
     """A preemption is on its way to it."""
+    queue: str = tasks.DEFAULT_QUEUE
 
 
 @dataclass(frozen=True, slots=True)

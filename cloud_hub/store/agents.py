@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cloud_hub.store import ends, outgoing, pool, sql, verdicts
+from cloud_hub.store import ends, outgoing, pool, sql
 from shared import lanes, signals, topics, wire
 
 _SQL: Final = sql.load("agents")
@@ -76,7 +76,7 @@ async def _succeed(
     cursor = await connection.execute(_SQL["leased"], them)
     standings = await ends.lock(connection, [task_id for (task_id,) in await cursor.fetchall()])
     lost = [s for s in standings.values() if s.lease is not None and s.lease.agent_id in older]
-    outcome = await ends.settle(connection, [verdicts.lost(standing) for standing in lost])
+    outcome = await ends.lose(connection, lost)
     await connection.execute(
         _SQL["succeed"], {"class": outgoing.PLACES, "site": place.site, "name": place.name}
     )
@@ -123,6 +123,13 @@ async def find(connection: pool.Connection, place: topics.Agent) -> Agent | None
     cursor = await connection.execute(_SQL["fleet"], {"site": place.site, "name": place.name})
     row = await cursor.fetchone()
     return None if row is None else _agent(row)
+
+
+async def draining(connection: pool.Connection) -> frozenset[int]:
+    """The agents (ids) that are given no new work."""
+    return frozenset(
+        agent_id for (agent_id,) in await (await connection.execute(_SQL["draining"])).fetchall()
+    )
 
 
 async def set_draining(connection: pool.Connection, place: topics.Agent, draining: bool) -> bool:

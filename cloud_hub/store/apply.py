@@ -114,15 +114,10 @@ async def _bury(connection: pool.Connection, agent_id: int, reports: Sequence[ve
     return {task_id for (task_id,) in await cursor.fetchall()}
 
 
-async def tasks(
-    connection: pool.Connection, agent_id: int, batch: pa.RecordBatch, tags: Sequence[float] | None = None
-) -> ends.Outcome:
-    """Take over tasks that an agent hands over (wire.TASKS); `queued` says which models got work.
-
-    `tags`: the fair-share tag of each, 0 without.
-    """
+async def tasks(connection: pool.Connection, agent_id: int, batch: pa.RecordBatch) -> ends.Outcome:
+    """Take over tasks that an agent hands over (wire.TASKS); `queued` says which models got work."""
     await connection.execute(_SQL["stage_tasks"])
-    column = pa.array(tags if tags is not None else [0.0] * batch.num_rows, pa.float64())
-    await copy.copy_in(connection, "staged_tasks", batch.append_column("tag", column))
+    await copy.copy_in(connection, "staged_tasks", batch)
+    await connection.execute(_SQL["make_classes"], {"agent_id": agent_id})
     cursor = await connection.execute(_SQL["insert_tasks"], {"agent_id": agent_id})
     return ends.Outcome(queued=dict(await cursor.fetchall()))

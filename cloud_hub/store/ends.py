@@ -114,6 +114,18 @@ async def settle(
     )
 
 
+async def lose(connection: pool.Connection, standings: Sequence[verdicts.Standing]) -> Outcome:
+    """Take the leases of locked tasks back: what their rows show to be done is not run again."""
+    many = [standing.task_id for standing in standings if standing.items > 1]
+    done: dict[bytes, int] = {}
+    if many:
+        cursor = await connection.execute(_SQL["checkpoints"], {"task_ids": ids.array(many)})
+        done = dict(await cursor.fetchall())
+    return await settle(
+        connection, [verdicts.lost(standing, done.get(standing.task_id, 0)) for standing in standings]
+    )
+
+
 async def record(connection: pool.Connection, agent_id: int, reports: Sequence[verdicts.Report]) -> None:
     """Write down how attempts ended, by their agent's word; of several words about one, the last.
 

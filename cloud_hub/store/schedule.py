@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from cloud_hub.store import ends, ids, outgoing, pool, sql, verdicts
+from cloud_hub.scheduler import snapshot
+from cloud_hub.store import classes, ends, ids, outgoing, pool, sql, verdicts
 from shared import wire
 
 _SQL: Final = sql.load("schedule")
 
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """A queued task, as the scheduler's policy sees it."""
-
-    task_id: bytes
-    model: str
-    version: str | None
-    priority: int
-    queue: str
-    tag: float
-    items: int
-    items_done: int
-    attempt: int
-    origin_agent: int | None
-    payload_bytes: int
-    waited_s: float
-    """Since it was submitted."""
-    deadline_s: float | None
-    """What is left of it."""
+LEAST: Final = 8
+"""So many tasks of each class and priority are looked at, at least."""
 
 
 class Grant(NamedTuple):
@@ -39,6 +23,10 @@ class Grant(NamedTuple):
     task_id: bytes
     agent_id: int
     ttl_s: float
+    priority: int = 0
+    """The effective one, by which it came to its turn."""
+    why: str | None = None
+    """JSON: what the decision weighed, for whoever asks later."""
 
 
 class Granted(NamedTuple):
@@ -57,28 +45,57 @@ class Renewal(NamedTuple):
     progress: int
 
 
-async def candidates(
-    connection: pool.Connection,
-    limit_per_model: int,
-    *,
-    models: Collection[str] | None = None,
-    closed_queues: Collection[str] = (),
-) -> list[Queued]:
-    """The first queued tasks of each model (or of `models`), in the order in which they should run.
-
-    Costs the same at any depth of the queue. Tasks of `closed_queues` are passed over.
-    """
+async def ripen(connection: pool.Connection) -> None:
+    """Failed tasks that have waited long enough may be granted again."""
     await connection.execute(_SQL["ripen"])
+
+
+async def heads(
+    connection: pool.Connection,
+    rows: int,
+    models: Collection[str],
+    *,
+    closed_queues: Collection[str] = (),
+) -> list[snapshot.Head]:
+    """The first waiting tasks of each class and priority, about `rows` in all: so many that run `models`.
+
+    Costs the same at any depth of the queue. Tasks of `closed_queues` are left out.
+    """
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(
-            _SQL["candidates"],
+            _SQL["heads"],
             {
-                "limit": limit_per_model,
-                "models": None if models is None else list(models),
+                "rows": rows,
+                "least": LEAST,
+                "models": list(models),
                 "closed_queues": list(closed_queues),
             },
         )
-        return [Queued(*row) for row in await cursor.fetchall()]
+        found = await cursor.fetchall()
+    known = await classes.select(connection, {row[0] for row in found})
+    heads = []
+    for (class_id, priority, queued), rows_ in itertools.groupby(found, key=operator.itemgetter(0, 1, 2)):
+        kind = known[class_id]
+        version, origin = kind.version or None, kind.origin_agent or None
+        its = [
+            snapshot.Task(
+                task_id=task_id,
+                class_id=class_id,
+                model=kind.model,
+                version=version,
+                queue=kind.queue,
+                selector=kind.selector,
+                priority=priority,
+                items=items,
+                payload_bytes=payload_bytes,
+                waited_s=waited_s,
+                origin_agent=origin,
+                home=kind.home,
+            )
+            for _, _, _, task_id, items, payload_bytes, waited_s in rows_
+        ]
+        heads.append(snapshot.Head(class_id, priority, queued, its))
+    return heads
 
 
 async def grant(connection: pool.Connection, grants: Sequence[Grant]) -> list[Granted]:
@@ -93,6 +110,8 @@ async def grant(connection: pool.Connection, grants: Sequence[Grant]) -> list[Gr
                 "task_ids": ids.array(grant.task_id for grant in grants),
                 "agent_ids": [grant.agent_id for grant in grants],
                 "ttls": [grant.ttl_s for grant in grants],
+                "priorities": [grant.priority for grant in grants],
+                "whys": [grant.why for grant in grants],
             },
         )
         granted = [Granted(*row) for row in await cursor.fetchall()]
@@ -129,7 +148,7 @@ async def expire(connection: pool.Connection, limit: int = 1000) -> ends.Outcome
     """Take back leases that ran out: their tasks are queued again, or end if that was their last attempt."""
     cursor = await connection.execute(_SQL["lost"], {"limit": limit})
     standings = await ends.lock(connection, [task_id for (task_id,) in await cursor.fetchall()])
-    return await ends.settle(connection, [verdicts.lost(standing) for standing in standings.values()])
+    return await ends.lose(connection, list(standings.values()))
 
 
 async def expire_deadlines(connection: pool.Connection, limit: int = 1000) -> ends.Outcome:
@@ -145,9 +164,70 @@ async def outstanding(connection: pool.Connection) -> dict[int, int]:
     return dict(await (await connection.execute(_SQL["outstanding"])).fetchall())
 
 
-async def tags(connection: pool.Connection) -> dict[str, float]:
-    """The highest fair-share tag given in each queue, among tasks that have not ended.
+async def running(connection: pool.Connection) -> dict[str, int]:
+    """How many tasks of each queue run."""
+    return dict(await (await connection.execute(_SQL["running"])).fetchall())
 
-    Looks through all of them: for a scheduler that starts.
+
+async def held(
+    connection: pool.Connection, below: int, agent_ids: Collection[int], limit: int = 1000
+) -> list[snapshot.Held]:
+    """Leases of a lower priority than `below` at some agents, the lowest and youngest first.
+
+    What would be lost if one stopped is taken to be all that it ran: agents know better (Telemetry.leases).
     """
-    return dict(await (await connection.execute(_SQL["tags"])).fetchall())
+    wanted = {"below": below, "agent_ids": list(agent_ids), "limit": limit}
+    found = await (await connection.execute(_SQL["held"], wanted)).fetchall()
+    known = await classes.select(connection, {row[3] for row in found})
+    return [
+        snapshot.Held(
+            task_id=task_id,
+            agent_id=agent_id,
+            attempt=attempt,
+            class_id=class_id,
+            model=known[class_id].model,
+            version=known[class_id].version or None,
+            selector=known[class_id].selector,
+            priority=priority,
+            items_left=items_left,
+            lost_s=held_s,
+            held_s=held_s,
+            preempted_ago_s=preempted_ago_s,
+            stopping=stopping,
+            queue=known[class_id].queue,
+        )
+        for (
+            task_id,
+            agent_id,
+            attempt,
+            class_id,
+            priority,
+            items_left,
+            held_s,
+            preempted_ago_s,
+            stopping,
+        ) in found
+    ]
+
+
+async def stop(connection: pool.Connection, victims: Sequence[tuple[bytes, int]]) -> frozenset[int]:
+    """Ask running tasks, as (task id, attempt), to make room; returns the agents (ids) that will be told."""
+    cursor = await connection.execute(
+        _SQL["stop"],
+        {"task_ids": ids.array(task_id for task_id, _ in victims), "attempts": [n for _, n in victims]},
+    )
+    stopped = await cursor.fetchall()
+    return await outgoing.append(
+        connection,
+        [
+            outgoing.Record(
+                agent_id,
+                outgoing.COMMANDS,
+                wire.COMMANDS,
+                task_id=task_id,
+                attempt=attempt,
+                body={"command": "preempt", "body": f'{{"attempt": {attempt}}}'},
+            )
+            for task_id, agent_id, attempt in stopped
+        ],
+    )

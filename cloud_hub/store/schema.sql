@@ -29,12 +29,13 @@ CREATE TABLE tasks (
     finished_at     timestamptz,
     deadline_at     timestamptz,
     not_before      timestamptz,          -- QUEUED, but waiting after a failed attempt
-    tag             double precision NOT NULL DEFAULT 0,
+    preempted_at    timestamptz,          -- asked to make room, the last time
     timeout_ms      bigint,
     items           integer NOT NULL,
     items_done      integer NOT NULL DEFAULT 0,
     payload_bytes   integer NOT NULL,
     origin_agent    integer REFERENCES agents,
+    class_id        integer,
     priority        smallint NOT NULL,
     attempt         smallint NOT NULL DEFAULT 0,  -- the fencing token: grows with each grant, for ever
     failures        smallint NOT NULL DEFAULT 0,  -- attempts that failed or were lost
@@ -55,10 +56,12 @@ CREATE TABLE tasks (
     CONSTRAINT tasks_state CHECK (state IN ('QUEUED', 'PROCESSING', 'COMPLETED', 'TERMINATED')),
     CONSTRAINT tasks_reason CHECK (
         CASE state
-            WHEN 'TERMINATED' THEN coalesce(reason, '') IN ('cancelled', 'expired', 'exhausted', 'not_retriable')
+            WHEN 'TERMINATED' THEN
+                coalesce(reason, '') IN ('cancelled', 'expired', 'exhausted', 'not_retriable', 'shed')
             ELSE reason IS NULL
         END
     ),
+    CONSTRAINT tasks_class CHECK (class_id IS NOT NULL OR state IN ('COMPLETED', 'TERMINATED')),
     CONSTRAINT tasks_finished CHECK ((finished_at IS NOT NULL) = (state IN ('COMPLETED', 'TERMINATED'))),
     CONSTRAINT tasks_backoff CHECK (not_before IS NULL OR state = 'QUEUED'),
     CONSTRAINT tasks_attempt CHECK (attempt >= CASE state WHEN 'PROCESSING' THEN 1 ELSE 0 END),
@@ -72,8 +75,8 @@ CREATE TABLE tasks (
     autovacuum_analyze_scale_factor = 0.05
 );
 
--- The scheduler's: the next task of a model and queue is the first entry there, at any depth.
-CREATE INDEX tasks_queued ON tasks (model, queue, priority DESC, tag, task_id)
+-- The scheduler's: the next task of a class and priority is the first entry there, at any depth.
+CREATE INDEX tasks_queued ON tasks (class_id, priority DESC, task_id)
     WHERE state = 'QUEUED' AND not_before IS NULL;
 
 CREATE INDEX tasks_backing_off ON tasks (not_before)
@@ -85,6 +88,87 @@ CREATE INDEX tasks_due ON tasks (deadline_at)
 -- Lists and counts of everything but the many that went well.
 CREATE INDEX tasks_open ON tasks (state, task_id)
     WHERE state <> 'COMPLETED';
+
+-- Queues -------------------------------------------------------------------------------------------
+
+-- A queue that has no row here has weight 1 and no limits.
+CREATE TABLE queues (
+    name             text PRIMARY KEY,
+    weight           double precision NOT NULL DEFAULT 1,
+    max_running      integer,
+    max_queued       bigint,
+    max_per_second   double precision,
+    default_priority smallint,
+    when_full        text NOT NULL DEFAULT 'reject',
+    updated_at       timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT queues_weight CHECK (weight > 0 AND weight < 'infinity'),
+    CONSTRAINT queues_limits CHECK (max_running >= 0 AND max_queued >= 0 AND max_per_second > 0),
+    CONSTRAINT queues_priority CHECK (default_priority BETWEEN 0 AND 9),
+    CONSTRAINT queues_when_full CHECK (when_full IN ('reject', 'drop_lowest'))
+);
+
+-- Queued tasks that are alike in where they may go, and to whom their share is charged. Never deleted.
+CREATE TABLE classes (
+    class_id     integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    origin_agent integer NOT NULL DEFAULT 0,  -- 0: submitted to the hub
+    model        text NOT NULL,
+    version      text NOT NULL DEFAULT '',  -- '': any
+    queue        text NOT NULL,
+    selector     text NOT NULL DEFAULT '',
+    UNIQUE (model, version, queue, selector, origin_agent)
+);
+
+-- How many tasks of a class and priority wait: the sum of its rows, one for each statement that changed it,
+-- which the leader adds up from time to time. So nobody waits for a counter, and no depth is ever counted.
+CREATE TABLE depths (
+    queued   bigint NOT NULL,
+    class_id integer NOT NULL,
+    priority smallint NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+CREATE FUNCTION count_added() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO depths (class_id, priority, queued)
+    SELECT class_id, priority, count(*) FROM added
+    WHERE state = 'QUEUED' AND not_before IS NULL
+    GROUP BY class_id, priority;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION count_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO depths (class_id, priority, queued)
+    SELECT class_id, priority, sum(n)
+    FROM (
+        SELECT class_id, priority, 1 AS n FROM added WHERE state = 'QUEUED' AND not_before IS NULL
+        UNION ALL
+        SELECT class_id, priority, -1 FROM removed WHERE state = 'QUEUED' AND not_before IS NULL
+    ) AS changes
+    GROUP BY class_id, priority
+    HAVING sum(n) <> 0;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION count_removed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO depths (class_id, priority, queued)
+    SELECT class_id, priority, -count(*) FROM removed
+    WHERE state = 'QUEUED' AND not_before IS NULL
+    GROUP BY class_id, priority;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER depths_added AFTER INSERT ON tasks
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION count_added();
+CREATE TRIGGER depths_changed AFTER UPDATE ON tasks
+    REFERENCING OLD TABLE AS removed NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION count_changed();
+CREATE TRIGGER depths_removed AFTER DELETE ON tasks
+    REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION count_removed();
+
+-- Payloads, leases, attempts ------------------------------------------------------------------------
 
 -- Apart from its task, so that a change of state never copies it. Images are compressed already; a
 -- small payload stays in its row. No foreign key: written and deleted with its task in one transaction.
@@ -107,7 +191,9 @@ CREATE TABLE leases (
     expires_at timestamptz NOT NULL,
     progress   bigint,
     agent_id   integer NOT NULL,  -- its lane of leases, written with it, proves that the agent is there
-    attempt    smallint NOT NULL CHECK (attempt >= 1)
+    attempt    smallint NOT NULL CHECK (attempt >= 1),
+    priority   smallint NOT NULL DEFAULT 0,  -- the effective one, when it was granted
+    why        text  -- JSON: what the decision weighed
 ) WITH (fillfactor = 50);
 
 CREATE INDEX leases_agent ON leases (agent_id);
@@ -125,6 +211,7 @@ CREATE TABLE attempts (
     state      text NOT NULL,
     reason     text,
     error      text,
+    why        text,
     PRIMARY KEY (task_id, attempt),
     CONSTRAINT attempts_state CHECK (state IN ('COMPLETED', 'FAILED', 'TERMINATED', 'QUEUED'))
 );
@@ -226,8 +313,18 @@ CREATE TABLE quarantine (
 
 -- One row: the token of the scheduler that took the lead last.
 CREATE TABLE leadership (
-    one   boolean PRIMARY KEY DEFAULT true CHECK (one),
-    token bigint NOT NULL,
-    since timestamptz NOT NULL DEFAULT now()
+    one     boolean PRIMARY KEY DEFAULT true CHECK (one),
+    token   bigint NOT NULL,
+    since   timestamptz NOT NULL DEFAULT now(),
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    holder  text NOT NULL DEFAULT '',
+    fair    text NOT NULL DEFAULT ''  -- JSON: the clocks of the fair shares
 );
 INSERT INTO leadership (token) VALUES (0);
+
+-- The hubs that are alive: they divide the agents among them.
+CREATE TABLE hubs (
+    hub_id     text PRIMARY KEY,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    seen_at    timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 from psycopg.rows import dict_row
 
-from cloud_hub.store import copy, ends, ids, pool, sql, verdicts
+from cloud_hub.store import classes, copy, ends, ids, pool, sql, verdicts
 from shared import jobs, tasks, topics
 
 _SQL: Final = sql.load("tasks")
@@ -21,7 +21,7 @@ _TASK_COLUMNS: Final = pa.schema(
         "task_id": pa.binary(16),
         "observed_at": _INSTANT,
         "deadline_at": _INSTANT,
-        "tag": pa.float64(),
+        "class_id": pa.int32(),
         "timeout_ms": pa.int64(),
         "items": pa.int32(),
         "payload_bytes": pa.int32(),
@@ -47,6 +47,7 @@ _CONDITIONS: Final = {
     "model": b"t.model = %(model)s",
     "queue": b"t.queue = %(queue)s",
     "device": b"t.device = %(device)s",
+    "priority": b"t.priority = %(priority)s",
     "site": b"t.origin_agent IN (SELECT agent_id FROM agents WHERE site = %(site)s)",
 }
 """The fields of a Filter as SQL, the state apart."""
@@ -58,7 +59,6 @@ class Submission:
 
     job: jobs.Job
     task_id: bytes = field(default_factory=tasks.new_id)
-    tag: float = 0.0
     device: str | None = None
 
 
@@ -100,7 +100,8 @@ class Task:
     version: str | None
     priority: int
     queue: str
-    tag: float
+    selector: str
+    """Which agents may run it, by their labels; '': any."""
     device: str | None
     content_type: str
     payload_bytes: int
@@ -135,6 +136,7 @@ class Filter:
     model: str | None = None
     queue: str | None = None
     device: str | None = None
+    priority: int | None = None
     site: str | None = None
     """Of the origin."""
 
@@ -150,10 +152,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many tasks there are, by state; and of the queued, by model and queue."""
+    """How many tasks there are, by state; and of those that wait, by model, queue and priority."""
 
     states: dict[tasks.State, int]
-    queued: dict[tuple[str, str], int]
+    queued: dict[tuple[str, str, int], int]
 
 
 async def submit(connection: pool.Connection, submissions: Sequence[Submission]) -> list[Submitted]:
@@ -216,12 +218,17 @@ async def _task_columns(
             for one in metadata
         ]
     submitted = [submission.job for submission in submissions]
+    keys = [
+        classes.Key(job.model, one.version or "", one.queue, one.selector or "")
+        for job, one in zip(submitted, metadata, strict=True)
+    ]
+    known = await classes.resolve(connection, keys)
     now = datetime.now(UTC)
     return {
         "task_id": [submission.task_id for submission in submissions],
         "observed_at": [now] * len(submissions),
         "deadline_at": deadlines,
-        "tag": [submission.tag for submission in submissions],
+        "class_id": [known[key] for key in keys],
         "timeout_ms": [one.timeout_ms for one in metadata],
         "items": [job.items for job in submitted],
         "payload_bytes": [len(job.payload) for job in submitted],
@@ -326,9 +333,7 @@ async def counts(connection: pool.Connection) -> Counts:
     """Counted, not estimated: the open tasks by an index of theirs, the others by the number of all."""
     cursor = await connection.execute(_SQL["count_states"])
     states = {tasks.State(state): count for state, count in await cursor.fetchall()}
-    cursor = await connection.execute(_SQL["count_queued"])
-    queued = {(model, queue): count for model, queue, count in await cursor.fetchall()}
-    return Counts(states, queued)
+    return Counts(states, await classes.depths(connection))
 
 
 def _select(conditions: Sequence[bytes]) -> bytes:

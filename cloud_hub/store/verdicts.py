@@ -129,11 +129,28 @@ def closing(report: Report) -> tuple[State, Reason | None]:
         return State.TERMINATED, Reason.NOT_RETRIABLE
 
 
-def lost(standing: Standing) -> Change:
-    """The lease ran out, or its holder came back with a fresh journal."""
+def lost(standing: Standing, items_done: int = 0) -> Change:
+    """The lease ran out, or its holder came back with a fresh journal; rows of `items_done` items are here.
+
+    If they are all here the task is complete: only the word that says so was lost.
+    """
+    if items_done >= standing.items:
+        return _to(standing, State.COMPLETED, items_done=standing.items)
     if standing.overdue:
         return _to(standing, State.TERMINATED, reason=Reason.EXPIRED)
-    return _requeued(standing, failures=standing.failures + 1, error="the lease was lost")
+    return _requeued(
+        standing,
+        failures=standing.failures + 1,
+        items_done=max(standing.items_done, items_done),
+        error="the lease was lost",
+    )
+
+
+def shed(standing: Standing) -> Change | None:
+    """Its queue is full and it is the lowest in it; None if it does not wait any more."""
+    if standing.state is not State.QUEUED:
+        return None
+    return _to(standing, State.TERMINATED, reason=Reason.SHED)
 
 
 def cancelled(standing: Standing) -> Change | None:

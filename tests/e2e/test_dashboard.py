@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -232,6 +233,53 @@ async def test_figures_that_grow_old_say_so(tmp_path: Path, browser: Browser) ->
         await expect(page.locator("#banner")).to_be_hidden()
 
 
+async def put_queues(hub: Served) -> None:
+    """A queue at its limits, and one without any."""
+    limits = {"weight": 0.5, "max_queued": 3, "max_running": 1, "default_priority": 2}
+    assert (await hub.client.put("/v1/queues/archive", json=limits)).status_code == 200
+    for priority in (7, 2, 2):
+        await hub.submit(queue="archive", priority=priority)
+    await hub.submit()
+
+
+async def test_queues_are_shown_with_their_limits(hub: Served, browser: Browser) -> None:
+    """What waits in each queue by priority, beside what may; what is at its limit stands out."""
+    await put_queues(hub)
+    async with opened(browser, hub.url) as watched:
+        row = watched.page.locator('#queues tr[data-key="archive"]')
+        await expect(row.locator("th")).to_contain_text("priority 2 if none is named")
+        await expect(row.locator(".waiting")).to_have_text("3of 3")
+        await expect(row.locator(".waiting")).to_have_attribute("data-tone", "warn")
+        await expect(row.locator(".running")).to_have_text("0of 1")
+        await expect(row.locator(".priorities li")).to_have_text(["7 1", "2 2"])
+        await expect(watched.page.locator('#queues tr[data-key="default"] .waiting')).to_have_text("1")
+        await hub.client.delete("/v1/queues/archive")
+        await expect(row.locator(".waiting")).to_have_text("3")
+
+
+async def test_a_task_says_why_it_waits(hub: Served, browser: Browser) -> None:
+    """Opened, a task that waits tells what for and what is before it; one that runs, why it went there."""
+    agent_id = await join(hub.pool, PRESS_A, telemetry=telemetry())
+    other = await join(hub.pool, PRESS_B)
+    noted = {"predicted_s": 0.9, "able": 2, "others": [[other, 1.4]]}
+    task_id = tasks.parse_id(await hub.submit())
+    async with hub.pool.connection() as connection:
+        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 30.0, 5, json.dumps(noted))])
+    await hub.submit(model="ocr")
+    async with opened(browser, hub.url) as watched:
+        page = watched.page
+        dialog = page.get_by_role("dialog")
+        await page.locator("#recent button", has_text="ocr").click()
+        await expect(dialog.locator(".cause")).to_have_text(["No agent has model ocr ready."])
+        await expect(dialog).to_contain_text("Before it: 0 of higher priorities")
+        await dialog.get_by_role("button", name="Close").click()
+        await page.locator("#recent button", has_text="defects").click()
+        await expect(dialog.locator(".whys")).to_contain_text(
+            "Attempt 1 went to lyon/press-a: predicted in 900 ms, of 2 agents; others: lyon/press-b in 1.4 s."
+        )
+        assert not watched.complaints
+
+
 # What can be done
 
 
@@ -315,6 +363,7 @@ async def test_it_fits_a_telephone(hub: Served, browser: Browser, scheme: str) -
     """At 390 pixels nothing is cut off and nothing scrolls sideways, looked at closely too."""
     await put_a_fleet(hub)
     await put_a_dead_letter(hub)
+    await put_queues(hub)
     async with opened(browser, hub.url, NARROW, scheme) as watched:
         page = watched.page
         await page.get_by_role("button", name="press-b", exact=True).click()
@@ -337,6 +386,7 @@ async def test_every_text_has_contrast(hub: Served, browser: Browser, scheme: st
     """Every text stands out from what is behind it by 4.5 to 1 (WCAG 2.2, 1.4.3), in light and in dark."""
     await put_a_fleet(hub)
     await put_a_dead_letter(hub)
+    await put_queues(hub)
     async with opened(browser, hub.url, WIDE, scheme) as watched:
         page = watched.page
         await page.get_by_role("button", name="press-b", exact=True).click()

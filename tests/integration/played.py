@@ -131,6 +131,7 @@ class Hub:
         *,
         alone: bool = False,
     ) -> None:
+        """`alone`: it never learns of others, and takes all agents for its own."""
         self.heard: Counter[str] = Counter()
         """News, by word."""
         self.fleet = fleet.Fleet(10.0)
@@ -145,9 +146,11 @@ class Hub:
             self.hot,
             settings.Gateway(),
             15.0,
-            None if alone else self.replicas,
+            self.replicas,
         )
         self._alone = alone
+        if alone:
+            self.replicas.live = frozenset({self.replicas.hub_id})
 
     def works(self) -> list[Coroutine[Any, Any, None]]:
         works = [self.gateway.run(), self.link.run(), self.hot.run()]

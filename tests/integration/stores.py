@@ -23,7 +23,7 @@ async def fresh(database: str, max_size: int = 6) -> AsyncIterator[pool.Pool]:
 
 
 def submission(
-    *, model: str = "faces", items: int = 1, tag: float = 0.0, payload: bytes = b"picture", **metadata: Any
+    *, model: str = "faces", items: int = 1, payload: bytes = b"picture", **metadata: Any
 ) -> tasks.Submission:
     """A job of any content: the store does not look into it."""
     job = jobs.Job(
@@ -33,7 +33,7 @@ def submission(
         payload=payload,
         items=items,
     )
-    return tasks.Submission(job=job, tag=tag)
+    return tasks.Submission(job=job)
 
 
 async def agent(connection: pool.Connection, name: str = "one", epoch: int = 1, site: str = "lyon") -> int:
@@ -45,6 +45,14 @@ async def submit(connection: pool.Connection, count: int = 1, **fields: Any) -> 
     """Queue `count` tasks and return their ids."""
     submitted = await tasks.submit(connection, [submission(**fields) for _ in range(count)])
     return [one.task_id for one in submitted]
+
+
+async def waiting(connection: pool.Connection, *, model: str = "faces") -> list[bytes]:
+    """The tasks that may be granted now, the most urgent first, and of one priority the oldest."""
+    await schedule.ripen(connection)
+    heads = await schedule.heads(connection, 1000, [model])
+    found = sorted((-task.priority, task.task_id) for head in heads for task in head.tasks)
+    return [task_id for _, task_id in found]
 
 
 async def grant(

@@ -81,10 +81,10 @@ async def test_a_failed_task_waits_and_comes_back(connections: pool.Pool) -> Non
         task = await stores.get(connection, task_id)
         assert (task.state, task.failures) == (State.QUEUED, 1)
         assert task.not_before is not None
-        assert await schedule.candidates(connection, 10) == []
+        assert await stores.waiting(connection) == []
         assert await stores.grant(connection, [task_id], agent_id) == []
         await connection.execute("UPDATE tasks SET not_before = now()")
-        assert [queued.task_id for queued in await schedule.candidates(connection, 10)] == [task_id]
+        assert await stores.waiting(connection) == [task_id]
         assert len(await stores.grant(connection, [task_id], agent_id)) == 1
 
 
@@ -211,7 +211,7 @@ async def test_a_task_that_ended_before_it_came_stays_ended(connections: pool.Po
         assert (task.model, task.version, task.device) == ("faces", "3", "camera-1")
         ended = await stores.get(connection, failed)
         assert (ended.state, ended.reason) == (State.TERMINATED, Reason.NOT_RETRIABLE)
-        assert await schedule.candidates(connection, 10) == []
+        assert await stores.waiting(connection) == []
         assert await tasks.requeue(connection, [failed]) == [], "there is nothing to run it on"
 
 
@@ -253,7 +253,7 @@ async def test_a_withdrawn_task_is_not_taken(connections: pool.Pool) -> None:
         assert (await stores.get(connection, known)).state is State.QUEUED
         assert await tasks.payload(connection, known) == b"picture"
         again = pa.concat_batches([stores.handed_over(known), stores.handed_over(withdrawn)] * 2)
-        assert (await apply.tasks(connection, origin, again, [1.0, 2.0, 3.0, 4.0])).queued == {"faces": 1}
+        assert (await apply.tasks(connection, origin, again)).queued == {"faces": 1}
 
 
 async def test_what_is_handed_over_keeps_its_words(connections: pool.Pool) -> None:
@@ -272,12 +272,12 @@ async def test_what_is_handed_over_keeps_its_words(connections: pool.Pool) -> No
             deadline_ms=90_000,
             traceparent="00-1-2-03",
         )
-        await apply.tasks(connection, origin, record, tags=[3.5])
+        await apply.tasks(connection, origin, record)
         await apply.tasks(connection, origin, stores.handed_over(plain, priority=1))
-        candidates = await schedule.candidates(connection, 10)
-        assert [(one.tag, one.origin_agent, one.payload_bytes) for one in candidates] == [
-            (3.5, origin, 7),
-            (0.0, origin, 7),
+        heads = await schedule.heads(connection, 10, ["faces"])
+        assert [(t.priority, t.origin_agent, t.home, t.payload_bytes) for h in heads for t in h.tasks] == [
+            (8, origin, "lyon", 7),
+            (1, origin, "lyon", 7),
         ]
         await stores.grant(connection, [task_id], helper, ttl_s=30)
         await stores.grant(connection, [plain], helper)

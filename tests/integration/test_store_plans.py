@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cloud_hub.store import migrate, pool, sql
+from cloud_hub.store import classes, migrate, pool, sql
 from demo import servers
 from tests.integration import stores
 
@@ -16,12 +16,18 @@ TASKS = 50_000
 
 FILL = (
     b"""
+    INSERT INTO classes (model, queue)
+    SELECT 'model-' || m, 'queue-' || q FROM generate_series(0, 2) AS m, generate_series(0, 3) AS q
+    """,
+    b"""
     INSERT INTO tasks (
-        task_id, observed_at, tag, items, payload_bytes, priority, max_attempts, model, queue, content_type,
-        state, finished_at, items_done, attempt, deadline_at
+        task_id, observed_at, class_id, items, payload_bytes, priority, max_attempts, model, queue,
+        content_type, state, finished_at, items_done, attempt, deadline_at
     )
     SELECT
-        md5(n::text)::uuid, now(), n, 1, 10, n %% 10, 3, 'model-' || n %% 3, 'queue-' || n %% 4, 'image/png',
+        md5(n::text)::uuid, now(),
+        (SELECT class_id FROM classes c WHERE c.model = 'model-' || n %% 3 AND c.queue = 'queue-' || n %% 4),
+        1, 10, n %% 10, 3, 'model-' || n %% 3, 'queue-' || n %% 4, 'image/png',
         CASE WHEN n %% 10 < 6 THEN 'QUEUED' WHEN n %% 10 < 9 THEN 'COMPLETED' ELSE 'PROCESSING' END,
         CASE WHEN n %% 10 BETWEEN 6 AND 8 THEN now() END, (n %% 10 BETWEEN 6 AND 8)::int, 1,
         CASE WHEN n %% 7 = 0 THEN now() + interval '1 hour' END
@@ -69,7 +75,10 @@ BY_ID = [
     ("outgoing", "results"),
 ]
 OTHERS = [
-    ("schedule", "candidates"),
+    ("schedule", "heads"),
+    ("schedule", "held"),
+    ("schedule", "stop"),
+    ("ends", "checkpoints"),
     ("schedule", "ripen"),
     ("schedule", "lost"),
     ("schedule", "overdue"),
@@ -162,9 +171,9 @@ async def test_no_hot_statement_looks_through_a_large_table(connection: pool.Con
                 assert index not in ("tasks_queued", "tasks_due", "tasks_backing_off"), (noun, name, found)
 
 
-async def test_candidates_are_read_off_the_queue_index(connection: pool.Connection) -> None:
+async def test_heads_are_read_off_the_queue_index(connection: pool.Connection) -> None:
     """The next tasks are the first entries of the index, in its order: only what is returned is sorted."""
-    chosen = await plan(connection, sql.load("schedule")["candidates"])
+    chosen = await plan(connection, sql.load("schedule")["heads"])
     assert {index for _, table, index in scans(chosen) if table == "tasks"} == {"tasks_queued"}
     for node in nodes(chosen):
         if node["Node Type"] == "Limit":
@@ -185,19 +194,22 @@ async def test_lists_read_no_more_than_they_show(connection: pool.Connection) ->
     assert all(node["Node Type"] != "Sort" for node in nodes(chosen))
 
 
-async def test_candidates_cost_the_same_at_any_depth(database: str) -> None:
+async def test_heads_cost_the_same_at_any_depth(database: str) -> None:
     """The pages that are read for the next tasks do not grow with the queue behind them."""
-    block = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql.load("schedule")["candidates"]
-    parameters: dict[str, Any] = {"limit": 20, "models": None, "closed_queues": []}
+    block = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql.load("schedule")["heads"]
+    models = [f"model-{n}" for n in range(3)]
+    parameters = {"rows": 500, "least": 8, "models": models, "closed_queues": []}
     pages = []
     await migrate.migrate(database)
     async with await pool.connect(database) as connection:
-        await connection.execute(FILL[0], {"n": TASKS})
-        for keep in (TASKS, TASKS // 20):
-            await connection.execute("DELETE FROM tasks WHERE tag > %s", (keep,))
+        for statement in FILL[:2]:
+            await connection.execute(statement, {"n": TASKS})
+        for share in (b"00", b"f3"):
+            await connection.execute("DELETE FROM tasks WHERE left(task_id::text, 2) < %s", (share.decode(),))
+            await classes.compact(connection)
             await connection.commit()
             await connection.set_autocommit(True)
-            await connection.execute("VACUUM tasks")
+            await connection.execute("VACUUM tasks, depths")
             await connection.set_autocommit(False)
             row = await (await connection.execute(block, parameters)).fetchone()
             assert row is not None

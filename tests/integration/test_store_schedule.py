@@ -1,12 +1,14 @@
-"""Candidates, grants, leases and their loss."""
+"""Heads and depths, grants, leases and their loss, and who may decide."""
 
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 
-from cloud_hub.store import leadership, pool, schedule, tasks
+from cloud_hub.store import apply, classes, leadership, outgoing, pool, schedule, tasks
+from shared import tasks as words
 from shared.tasks import State
 from tests.integration import stores
 
@@ -17,35 +19,95 @@ async def connections(database: str) -> AsyncIterator[pool.Pool]:
         yield opened
 
 
-async def test_candidates_come_in_the_order_of_the_scheduler(connections: pool.Pool) -> None:
-    """Priority, then the fair-share tag, then age; of each model the first few, whatever their queue."""
+async def test_the_heads_are_the_first_tasks_of_each_class_and_priority(connections: pool.Pool) -> None:
+    """Of every class and priority the oldest tasks and the exact depth; of the models asked for, and not of
+    closed queues."""
     chance = random.Random(7)
     wanted = [
         stores.submission(
             model=chance.choice(["faces", "gears"]),
             queue=chance.choice(["default", "line-4", "night"]),
             priority=chance.randrange(10),
-            tag=float(chance.randrange(5)),
+            selector=chance.choice([None, "site=lyon"]),
         )
-        for _ in range(300)
+        for _ in range(1500)
     ]
-    order = sorted(wanted, key=lambda one: (-one.job.priority, one.tag, one.task_id))
     async with connections.connection() as connection:
         await tasks.submit(connection, wanted)
-        for models, closed in ((None, []), (["gears"], []), (None, ["default", "night"]), ([], [])):
-            expected: list[bytes] = []
-            for model in ("faces", "gears"):
-                if models is None or model in models:
-                    open_ = [
-                        one.task_id
-                        for one in order
-                        if one.job.model == model and one.job.metadata.queue not in closed
-                    ]
-                    expected += open_[:20]
-            found = await schedule.candidates(connection, 20, models=models, closed_queues=closed)
-            assert {one.task_id for one in found} == set(expected)
-            keys = [(-one.priority, one.tag, one.task_id) for one in found]
-            assert keys == sorted(keys)
+        for models, closed in ((["faces", "gears"], []), (["gears"], []), (["gears", "faces"], ["night"])):
+            expected: dict[tuple[str, str, str, int], list[bytes]] = {}
+            for one in wanted:
+                said = one.job.metadata
+                if one.job.model in models and said.queue not in closed:
+                    key = (one.job.model, said.queue, said.selector or "", one.job.priority)
+                    expected.setdefault(key, []).append(one.task_id)
+            heads = await schedule.heads(connection, 480, models, closed_queues=closed)
+            each = max(schedule.LEAST, 480 // len(heads))
+            found = {
+                (head.tasks[0].model, head.tasks[0].queue, head.tasks[0].selector, head.priority): (
+                    head.queued,
+                    [task.task_id for task in head.tasks],
+                )
+                for head in heads
+            }
+            assert found == {key: (len(ids), ids[:each]) for key, ids in expected.items()}
+        assert await schedule.heads(connection, 480, []) == []
+
+
+async def test_depths_are_exact_whatever_happens(connections: pool.Pool) -> None:
+    """What waits is counted where it changes: submitted, handed over, granted, lost, backing off, cancelled,
+    asked again, forgotten; before and after the counters are added up."""
+    async with connections.connection() as connection:
+        agent_id = await stores.agent(connection)
+
+        async def check() -> None:
+            counted = await stores.scalar(
+                connection,
+                b"SELECT count(*) FROM tasks WHERE state = 'QUEUED' AND not_before IS NULL",
+            )
+            for _ in range(2):
+                assert sum((await classes.depths(connection)).values()) == counted
+                await classes.compact(connection)
+
+        task_ids = await stores.submit(connection, 100)
+        await stores.submit(connection, 50, priority=9, queue="night", model="gears")
+        await check()
+        await apply.tasks(connection, agent_id, stores.handed_over(words.new_id()))
+        await check()
+        await stores.grant(connection, task_ids[:60], agent_id, ttl_s=-1)
+        await check()
+        for failed in task_ids[:5]:
+            report = stores.report(failed, 1, State.FAILED, retriable=True)
+            await apply.attempts(connection, agent_id, report)
+        await check()
+        await schedule.expire(connection)
+        await check()
+        await connection.execute("UPDATE tasks SET not_before = now() WHERE not_before IS NOT NULL")
+        await schedule.ripen(connection)
+        await check()
+        await tasks.cancel(connection, task_ids[:20])
+        await check()
+        await tasks.requeue(connection, task_ids[:10])
+        await check()
+        await connection.execute("UPDATE tasks SET finished_at = '2020-01-01' WHERE finished_at IS NOT NULL")
+        assert await tasks.forget(connection, datetime(2100, 1, 1, tzinfo=UTC)) == 10
+        await connection.execute("DELETE FROM tasks WHERE state = 'QUEUED'")
+        await check()
+        assert await classes.depths(connection) == {}
+
+
+async def test_a_class_is_one_whoever_makes_it(connections: pool.Pool) -> None:
+    """Two who need the same new class at once get the same id; one that is rolled back is not remembered."""
+    key = classes.Key("faces", "2", "night", "site=lyon")
+    async with connections.connection() as first, connections.connection() as second:
+        made = await classes.resolve(first, [key])
+        asking = asyncio.create_task(classes.resolve(second, [key, classes.Key("gears")]))
+        await first.rollback()
+        again = await asking
+        await second.commit()
+        assert (await classes.resolve(first, [key]))[key] == again[key] != made[key]
+        (known,) = (await classes.select(first, [again[key]])).values()
+        assert known == (again[key], "faces", "2", "night", "site=lyon", 0, None)
 
 
 async def test_a_grant_makes_a_lease_and_a_record(connections: pool.Pool) -> None:
@@ -58,7 +120,7 @@ async def test_a_grant_makes_a_lease_and_a_record(connections: pool.Pool) -> Non
         granted = await schedule.grant(connection, grants)
         assert sorted(granted) == sorted((g.task_id, g.agent_id, 1) for g in grants[:-1])
         assert await schedule.outstanding(connection) == {one: 2, other: 3}
-        assert await schedule.candidates(connection, 10) == []
+        assert await stores.waiting(connection) == []
         assert {(await stores.get(connection, t)).state for t in task_ids} == {State.PROCESSING}
         assert await schedule.grant(connection, grants) == [], "who has it keeps it"
         assert await schedule.grant(connection, []) == []
@@ -133,29 +195,96 @@ async def test_two_lookers_do_not_take_the_same_lease(connections: pool.Pool) ->
         assert sum((await schedule.expire(second, limit=10)).queued.values()) == 4
 
 
-async def test_the_tags_of_a_restarted_scheduler(connections: pool.Pool) -> None:
-    """The highest tag of each queue is found again, so that virtual time goes on where it was."""
+async def test_a_lost_task_of_many_items_goes_on_after_its_rows(connections: pool.Pool) -> None:
+    """Items whose rows are here are not run again; where all are here, the task is complete."""
     async with connections.connection() as connection:
-        for tag in (1.0, 9.0, 4.0):
-            await stores.submit(connection, tag=tag)
-            await stores.submit(connection, tag=tag / 2, queue="night")
-        assert await schedule.tags(connection) == {"default": 9.0, "night": 4.5}
+        agent_id = await stores.agent(connection)
+        some, gap, every = await stores.submit(connection, 3, items=6)
+        await stores.grant(connection, [some, gap, every], agent_id, ttl_s=-1)
+        await apply.results(connection, agent_id, stores.rows(some, 4))
+        await apply.results(connection, agent_id, stores.rows(gap, 2, first=1))
+        await apply.results(connection, agent_id, stores.rows(every, 6))
+        outcome = await schedule.expire(connection)
+        assert [end.task_id for end in outcome.ended] == [every]
+        done = {task_id: (await stores.get(connection, task_id)).items_done for task_id in (some, gap, every)}
+        assert done == {some: 4, gap: 0, every: 6}
+        assert (await stores.get(connection, every)).state is State.COMPLETED
+
+
+async def test_who_might_make_room(connections: pool.Pool) -> None:
+    """Leases of lower priority at the agents asked about, the lowest and youngest first; one that was asked
+    to stop says so, and its agent gets the command."""
+    async with connections.connection() as connection:
+        one, other = await stores.agent(connection, "one"), await stores.agent(connection, "other")
+        task_ids = await stores.submit(connection, 4, items=10)
+        for task_id, agent_id, priority in zip(task_ids, (one, one, one, other), (3, 5, 3, 1), strict=True):
+            await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 60, priority)])
+            await connection.commit()
+        held = await schedule.held(connection, 5, [one])
+        assert [(lease.task_id, lease.priority) for lease in held] == [(task_ids[2], 3), (task_ids[0], 3)]
+        assert not any(lease.stopping for lease in held)
+        assert await schedule.stop(connection, [(task_ids[2], 1), (task_ids[1], 7)]) == {one}
+        (stopping, _) = await schedule.held(connection, 5, [one])
+        assert stopping.stopping
+        assert stopping.preempted_ago_s == 0
+        batch = await outgoing.read(connection, one, outgoing.COMMANDS, 0, 10, 1000)
+        assert batch is not None
+        (command,) = batch.batches[0].to_pylist()
+        assert command == {"command": "preempt", "task_id": task_ids[2], "body": '{"attempt": 1}'}
+
+
+async def test_a_decision_is_kept_with_its_attempt(connections: pool.Pool) -> None:
+    """Why a task went where it went can be read while it runs and after."""
+    async with connections.connection() as connection:
+        agent_id = await stores.agent(connection)
+        (task_id,) = await stores.submit(connection)
+        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, -1, 7, '{"able": 2}')])
+        why = b"SELECT why FROM leases UNION ALL SELECT why FROM attempts"
+        assert await stores.scalar(connection, why) == '{"able": 2}'
+        await schedule.expire(connection)
+        assert await stores.scalar(connection, why) == '{"able": 2}'
 
 
 async def test_only_the_newest_leader_writes(connections: pool.Pool) -> None:
     """A scheduler that was succeeded is told so; one that writes is not succeeded meanwhile."""
     async with connections.connection() as first, connections.connection() as second:
-        old = await leadership.take(first)
-        await leadership.check(first, old)
+        old = await leadership.take(first, "one")
+        await leadership.hold(first, old.token, "clocks")
         await first.commit()
-        await leadership.check(first, old)
-        taking = asyncio.create_task(leadership.take(second))
+        await leadership.hold(first, old.token)
+        taking = asyncio.create_task(leadership.take(second, "other"))
         await stores.submit(first)
         assert not taking.done()
         await first.commit()
         new = await taking
         await second.commit()
-        assert new > old
-        await leadership.check(second, new)
+        assert new.token > old.token
+        assert new.fair == "clocks"
+        await leadership.hold(second, new.token)
         with pytest.raises(leadership.Deposed):
-            await leadership.check(first, old)
+            await leadership.hold(first, old.token)
+
+
+async def test_a_leader_that_stops_in_the_middle_holds_up_nobody(connections: pool.Pool) -> None:
+    """PostgreSQL ends the session of one that is silent within a transaction, and the next can lead."""
+    async with connections.connection() as first, connections.connection() as second:
+        old = await leadership.take(first, "one")
+        await first.commit()
+        await leadership.hold(first, old.token)
+        async with asyncio.timeout(leadership.PAUSE_MS / 1000 + 10):
+            new = await leadership.take(second, "other")
+        assert new.token == old.token + 1
+        with pytest.raises(pool.UNAVAILABLE):
+            await first.execute("SELECT 1")
+
+
+async def test_the_lead_is_vacant_when_nobody_was_seen(connections: pool.Pool) -> None:
+    """Without Redis a hub leads when no other was seen for a while, or when the last one said it goes."""
+    async with connections.connection() as connection:
+        lead = await leadership.take(connection, "one")
+        await connection.commit()
+        assert not await leadership.vacant(connection, "other", 60)
+        assert await leadership.vacant(connection, "one", 60)
+        assert await leadership.vacant(connection, "other", -1)
+        await leadership.leave(connection, lead.token)
+        assert await leadership.vacant(connection, "other", 60)

@@ -23,11 +23,11 @@ async def test_a_submission_is_kept_as_it_was_said(connections: pool.Pool) -> No
         stores.submission(
             model="faces",
             items=3,
-            tag=7.5,
             payload=b"\0" * 3000,
             version="2",
             priority=9,
             queue="line-4",
+            selector="site=lyon",
             timeout_ms=500,
             deadline_ms=60_000,
             max_attempts=2,
@@ -40,7 +40,7 @@ async def test_a_submission_is_kept_as_it_was_said(connections: pool.Pool) -> No
         assert submitted == [tasks.Submitted(one.task_id, repeated=False) for one in wanted]
         task = await stores.get(connection, wanted[0].task_id)
         assert (task.state, task.model, task.version, task.priority) == (State.QUEUED, "faces", "2", 9)
-        assert (task.queue, task.tag, task.items, task.payload_bytes) == ("line-4", 7.5, 3, 3000)
+        assert (task.queue, task.selector, task.items, task.payload_bytes) == ("line-4", "site=lyon", 3, 3000)
         assert (task.timeout_ms, task.max_attempts, task.traceparent) == (500, 2, "00-1-2-03")
         assert task.deadline_at is not None
         assert (task.deadline_at - task.submitted_at).total_seconds() == 60
@@ -146,7 +146,7 @@ async def test_counts_are_counted(connections: pool.Pool) -> None:
         State.COMPLETED: 1,
         State.TERMINATED: 1,
     }
-    assert counts.queued == {("faces", "default"): 3, ("gears", "line-4"): 2}
+    assert counts.queued == {("faces", "default", 5): 3, ("gears", "line-4", 5): 2}
 
 
 async def test_cancelling_ends_what_has_not_ended(connections: pool.Pool) -> None:

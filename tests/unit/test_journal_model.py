@@ -328,7 +328,7 @@ def _explore(examples: int, steps: int) -> None:
 
 def test_the_journal_does_what_the_model_does() -> None:
     """Accept, checkpoint, finish, hand over, take back, acknowledge, new lanes and epochs, restarts and
-    kills, in any order: the journal holds exactly what the model holds, in the same order, under the same numbers."""
+    kills, in any order: the journal holds exactly what the model holds, in the same order and numbers."""
     _explore(examples=20, steps=20)
 
 

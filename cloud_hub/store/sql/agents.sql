@@ -57,3 +57,6 @@ ORDER BY site, name, agent_id DESC;
 
 -- name: set_draining
 UPDATE agents SET draining = %(draining)s WHERE site = %(site)s AND name = %(name)s;
+
+-- name: draining
+SELECT agent_id FROM agents WHERE draining;

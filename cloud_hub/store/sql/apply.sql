@@ -72,8 +72,15 @@ CREATE TEMP TABLE IF NOT EXISTS staged_tasks (
     task_id uuid, model text, version text, priority smallint, queue text, device text, content_type text,
     payload bytea, items integer, timeout_ms bigint, deadline_ms bigint, traceparent text,
     max_attempts smallint, idempotency_key text, response_topic text, correlation bytea,
-    observed_at timestamptz, tag double precision
+    observed_at timestamptz
 ) ON COMMIT DELETE ROWS;
+
+-- name: make_classes
+INSERT INTO classes (model, version, queue, origin_agent)
+SELECT DISTINCT model, coalesce(version, ''), queue, %(agent_id)s FROM staged_tasks
+WHERE payload IS NOT NULL
+ORDER BY 1, 2, 3
+ON CONFLICT DO NOTHING;
 
 -- name: insert_tasks
 -- A record without payload was withdrawn before it was sent; one that is known stays as it is.
@@ -84,15 +91,18 @@ taken AS (
     INSERT INTO tasks (
         task_id, model, version, priority, queue, device, content_type, payload_bytes, items, timeout_ms,
         deadline_at, traceparent, max_attempts, idempotency_key, response_topic, correlation, observed_at,
-        tag, origin_agent
+        class_id, origin_agent
     )
-    SELECT DISTINCT ON (task_id)
-        task_id, model, version, priority, queue, device, content_type, octet_length(payload), items,
-        timeout_ms, now() + deadline_ms * interval '1 millisecond', traceparent, max_attempts,
-        idempotency_key, response_topic, correlation, observed_at, tag, %(agent_id)s
-    FROM staged
-    WHERE payload IS NOT NULL
-    ORDER BY task_id
+    SELECT DISTINCT ON (s.task_id)
+        s.task_id, s.model, s.version, s.priority, s.queue, s.device, s.content_type, octet_length(s.payload),
+        s.items, s.timeout_ms, now() + s.deadline_ms * interval '1 millisecond', s.traceparent,
+        s.max_attempts, s.idempotency_key, s.response_topic, s.correlation, s.observed_at,
+        c.class_id, %(agent_id)s
+    FROM staged s
+    JOIN classes c ON c.model = s.model AND c.version = coalesce(s.version, '') AND c.queue = s.queue
+        AND c.selector = '' AND c.origin_agent = %(agent_id)s
+    WHERE s.payload IS NOT NULL
+    ORDER BY s.task_id
     ON CONFLICT (task_id) DO NOTHING
     RETURNING task_id, model
 ),

@@ -38,9 +38,12 @@ WHERE t.task_id = c.task_id AND t.state = c.was;
 
 -- name: record
 -- What agents report of their attempts; of somebody else's they have nothing to say.
-INSERT INTO attempts AS a (task_id, attempt, agent_id, granted_at, state, reason, error, items_done, run_us)
+INSERT INTO attempts AS a (
+    task_id, attempt, agent_id, granted_at, state, reason, error, items_done, run_us, why
+)
 SELECT
-    r.task_id, r.attempt, %(agent_id)s, l.granted_at, r.state, r.reason, r.error, r.items_done, r.run_us
+    r.task_id, r.attempt, %(agent_id)s, l.granted_at, r.state, r.reason, r.error, r.items_done, r.run_us,
+    l.why
 FROM unnest(
     %(task_ids)b::uuid[], %(attempts)s::smallint[], %(states)s::text[], %(reasons)s::text[],
     %(errors)s::text[], %(items_done)s::int[], %(run_us)s::bigint[]
@@ -59,11 +62,25 @@ WITH released AS (
         %(task_ids)b::uuid[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[], %(items_done)s::int[]
     ) AS c (task_id, state, reason, error, items_done)
     WHERE l.task_id = c.task_id
-    RETURNING l.task_id, l.attempt, l.agent_id, l.granted_at, c.state, c.reason, c.error, c.items_done
+    RETURNING
+        l.task_id, l.attempt, l.agent_id, l.granted_at, l.why, c.state, c.reason, c.error, c.items_done
 )
-INSERT INTO attempts (task_id, attempt, agent_id, granted_at, state, reason, error, items_done)
-SELECT task_id, attempt, agent_id, granted_at, state, reason, error, items_done FROM released
+INSERT INTO attempts (task_id, attempt, agent_id, granted_at, state, reason, error, items_done, why)
+SELECT task_id, attempt, agent_id, granted_at, state, reason, error, items_done, why FROM released
 ON CONFLICT (task_id, attempt) DO NOTHING;
 
 -- name: drop_payloads
 DELETE FROM payloads WHERE task_id = ANY (%(task_ids)b::uuid[]);
+
+-- name: checkpoints
+-- Of tasks of many items, the first item without a row: what is before it need not run again.
+SELECT t.task_id, coalesce(min(n.item), t.items)
+FROM tasks t
+LEFT JOIN LATERAL (
+    SELECT g.item FROM generate_series(t.items_done, t.items - 1) AS g (item)
+    WHERE NOT EXISTS (SELECT FROM results r WHERE r.task_id = t.task_id AND r.item = g.item)
+    ORDER BY g.item
+    LIMIT 1
+) AS n ON true
+WHERE t.task_id = ANY (%(task_ids)b::uuid[]) AND t.items > 1
+GROUP BY t.task_id, t.items;

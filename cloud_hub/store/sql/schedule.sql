@@ -7,51 +7,41 @@ WITH ripe AS (
 )
 UPDATE tasks t SET not_before = NULL FROM ripe WHERE t.task_id = ripe.task_id;
 
--- name: candidates
--- The heads of the queues: every pair of model and queue is found by one probe of the index, its first
--- tasks by a scan of so many entries, whatever lies behind them.
-WITH RECURSIVE heads AS (
-    (
-        SELECT model, queue FROM tasks
-        WHERE state = 'QUEUED' AND not_before IS NULL
-        ORDER BY model, queue LIMIT 1
-    )
-    UNION ALL
-    SELECT next.model, next.queue
-    FROM heads h
-    CROSS JOIN LATERAL (
-        SELECT t.model, t.queue FROM tasks t
-        WHERE t.state = 'QUEUED' AND t.not_before IS NULL AND (t.model, t.queue) > (h.model, h.queue)
-        ORDER BY t.model, t.queue LIMIT 1
-    ) AS next
+-- name: heads
+-- The first tasks of each class and priority: so many entries of the index, whatever lies behind them. How
+-- many of each: the wanted number divided among them.
+WITH waiting AS MATERIALIZED (
+    SELECT class_id, priority, sum(queued)::bigint AS queued
+    FROM depths
+    GROUP BY class_id, priority
+    HAVING sum(queued) > 0
 ),
-firsts AS (
-    SELECT
-        t.*, row_number() OVER (PARTITION BY t.model ORDER BY t.priority DESC, t.tag, t.task_id) AS place
-    FROM heads h
-    CROSS JOIN LATERAL (
-        SELECT * FROM tasks t
-        WHERE t.state = 'QUEUED' AND t.not_before IS NULL AND t.model = h.model AND t.queue = h.queue
-        ORDER BY t.model, t.queue, t.priority DESC, t.tag, t.task_id
-        LIMIT %(limit)s
-    ) AS t
-    WHERE (%(models)s::text[] IS NULL OR h.model = ANY (%(models)s))
-        AND NOT h.queue = ANY (%(closed_queues)s::text[])
+heads AS MATERIALIZED (
+    SELECT w.class_id, w.priority, w.queued, greatest(%(least)s, %(rows)s / count(*) OVER ()) AS size
+    FROM waiting w JOIN classes c USING (class_id)
+    WHERE c.model = ANY (%(models)s::text[]) AND NOT c.queue = ANY (%(closed_queues)s::text[])
 )
 SELECT
-    task_id, model, version, priority, queue, tag, items, items_done, attempt, origin_agent, payload_bytes,
-    extract(epoch FROM now() - submitted_at)::float8, extract(epoch FROM deadline_at - now())::float8
-FROM firsts
-WHERE place <= %(limit)s
-ORDER BY priority DESC, tag, task_id;
+    h.class_id, h.priority, h.queued, t.task_id, t.items - t.items_done, t.payload_bytes,
+    extract(epoch FROM now() - t.submitted_at)::float8
+FROM heads h
+CROSS JOIN LATERAL (
+    SELECT t.task_id, t.items, t.items_done, t.payload_bytes, t.submitted_at FROM tasks t
+    WHERE t.state = 'QUEUED' AND t.not_before IS NULL AND t.class_id = h.class_id AND t.priority = h.priority
+    ORDER BY t.class_id, t.priority DESC, t.task_id
+    LIMIT h.size
+) AS t
+ORDER BY h.class_id, h.priority, t.task_id;
 
 -- name: grant
 -- SKIP LOCKED: a task that somebody is just granting, cancelling or ending is no business of ours.
 -- Tasks are found by id and judged afterwards: with their state among the conditions, the planner of a
 -- database without statistics would look through the whole queue for them.
 WITH wanted AS (
-    SELECT * FROM unnest(%(task_ids)b::uuid[], %(agent_ids)s::int[], %(ttls)s::float8[])
-        AS w (task_id, agent_id, ttl_s)
+    SELECT * FROM unnest(
+        %(task_ids)b::uuid[], %(agent_ids)s::int[], %(ttls)s::float8[], %(priorities)s::smallint[],
+        %(whys)s::text[]
+    ) AS w (task_id, agent_id, ttl_s, priority, why)
 ),
 held AS MATERIALIZED (
     SELECT t.task_id, t.state, t.not_before FROM tasks t
@@ -66,8 +56,9 @@ granted AS (
     RETURNING t.task_id, t.attempt
 ),
 leased AS (
-    INSERT INTO leases (task_id, attempt, agent_id, expires_at)
-    SELECT DISTINCT ON (g.task_id) g.task_id, g.attempt, w.agent_id, now() + make_interval(secs => w.ttl_s)
+    INSERT INTO leases (task_id, attempt, agent_id, priority, why, expires_at)
+    SELECT DISTINCT ON (g.task_id)
+        g.task_id, g.attempt, w.agent_id, w.priority, w.why, now() + make_interval(secs => w.ttl_s)
     FROM granted g JOIN wanted w USING (task_id)
     RETURNING task_id, agent_id, attempt
 )
@@ -105,5 +96,25 @@ LIMIT %(limit)s;
 -- name: outstanding
 SELECT agent_id, count(*) FROM leases GROUP BY agent_id;
 
--- name: tags
-SELECT queue, max(tag) FROM tasks WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY queue;
+-- name: running
+-- How many tasks of each queue run.
+SELECT t.queue, count(*) FROM leases l JOIN tasks t USING (task_id) GROUP BY t.queue;
+
+-- name: held
+-- Leases of less than some priority, the lowest and youngest first: who might make room.
+SELECT
+    l.task_id, l.agent_id, l.attempt, t.class_id, l.priority, t.items - t.items_done,
+    extract(epoch FROM now() - l.granted_at)::float8,
+    extract(epoch FROM now() - t.preempted_at)::float8,
+    coalesce(t.preempted_at >= l.granted_at, false)
+FROM leases l JOIN tasks t USING (task_id)
+WHERE l.priority < %(below)s AND l.agent_id = ANY (%(agent_ids)s::int[])
+ORDER BY l.priority, l.granted_at DESC
+LIMIT %(limit)s;
+
+-- name: stop
+-- Those that still run as they were seen to are asked to make room.
+UPDATE tasks t SET preempted_at = now()
+FROM unnest(%(task_ids)b::uuid[], %(attempts)s::smallint[]) AS v (task_id, attempt), leases l
+WHERE t.task_id = v.task_id AND l.task_id = v.task_id AND l.attempt = v.attempt
+RETURNING t.task_id, l.agent_id, l.attempt;

@@ -12,12 +12,12 @@ SELECT now();
 -- name: insert
 WITH stored AS (
     INSERT INTO tasks (
-        task_id, observed_at, deadline_at, tag, timeout_ms, items, payload_bytes, priority, max_attempts,
+        task_id, observed_at, deadline_at, class_id, timeout_ms, items, payload_bytes, priority, max_attempts,
         model, queue, content_type, version, device, traceparent, idempotency_key, client_id
     )
     SELECT * FROM unnest(
         %(task_ids)b::uuid[], %(observed_at)s::timestamptz[], %(deadline_at)s::timestamptz[],
-        %(tag)s::float8[], %(timeout_ms)s::bigint[], %(items)s::int[], %(payload_bytes)s::int[],
+        %(class_id)s::int[], %(timeout_ms)s::bigint[], %(items)s::int[], %(payload_bytes)s::int[],
         %(priority)s::smallint[], %(max_attempts)s::smallint[], %(model)s::text[], %(queue)s::text[],
         %(content_type)s::text[], %(version)s::text[], %(device)s::text[], %(traceparent)s::text[],
         %(idempotency_key)s::text[], %(client_id)s::text[]
@@ -28,12 +28,13 @@ INSERT INTO payloads (task_id, body) SELECT * FROM unnest(%(task_ids)b::uuid[], 
 -- name: select
 -- The tasks are chosen before anything is joined to them, so that a page is read off an index.
 SELECT
-    t.task_id, t.state, t.reason, t.error, t.model, t.version, t.priority, t.queue, t.tag, t.device,
+    t.task_id, t.state, t.reason, t.error, t.model, t.version, t.priority, t.queue, coalesce(c.selector, '') AS selector, t.device,
     t.content_type, t.payload_bytes, t.items, t.items_done, t.attempt, t.failures, t.max_attempts,
     t.timeout_ms, t.deadline_at, t.not_before, t.idempotency_key, t.client_id, t.traceparent,
     t.observed_at, t.submitted_at, t.finished_at,
     o.site AS origin_site, o.name AS origin_name, h.site AS agent_site, h.name AS agent_name
 FROM (SELECT * FROM tasks t WHERE {conditions} ORDER BY t.task_id DESC LIMIT %(limit)s) AS t
+LEFT JOIN classes c ON c.class_id = t.class_id
 LEFT JOIN agents o ON o.agent_id = t.origin_agent
 LEFT JOIN leases l ON l.task_id = t.task_id
 LEFT JOIN agents h ON h.agent_id = l.agent_id
@@ -101,6 +102,3 @@ WITH open AS (
 SELECT state, n FROM open
 UNION ALL
 SELECT 'COMPLETED', (SELECT count(*) FROM tasks) - (SELECT coalesce(sum(n), 0) FROM open)::bigint;
-
--- name: count_queued
-SELECT model, queue, count(*) FROM tasks WHERE state = 'QUEUED' AND not_before IS NULL GROUP BY model, queue;
