@@ -59,7 +59,7 @@ class Gateway:
         everywhere: hot.Hot,
         policy: settings.Gateway,
         lease_ttl_s: float,
-        siblings: replicas.Replicas | None = None,
+        siblings: replicas.Replicas,
     ) -> None:
         self._link = mqtt
         self._connections = connections
@@ -84,8 +84,7 @@ class Gateway:
         mqtt.subscribe(topics.all_presence(), 1, self._inbox.put)
         mqtt.watch(self._link_changed)
         everywhere.on_lanes = self.wake_lanes
-        if siblings is not None:
-            siblings.watch(self._divide)
+        siblings.watch(self._divide)
 
     @property
     def owned(self) -> int:
@@ -252,7 +251,7 @@ class Gateway:
     # Whom we serve
 
     def _owns(self, agent: topics.Agent) -> bool:
-        return self._replicas is None or self._replicas.owns(agent)
+        return self._replicas.owns(agent)
 
     def _divide(self) -> None:
         """A hub has come or gone: close what is no longer ours, open what is now."""
@@ -302,7 +301,7 @@ class Gateway:
                 if who in self._channels:
                     self._close(who)
                 del self._ids[who]
-            if self._replicas is None or self._replicas.alone or not self._by_id:
+            if self._replicas.alone or not self._by_id:
                 continue
             try:
                 async with self._connections.connection() as connection:

@@ -85,7 +85,9 @@ class Hub:
         self._submitter = submissions.Submitter(
             submissions.into(connections, self._gateway.news.tell, self._queues), registry=self.registry
         )
-        self.registry.register(metrics.HubMetrics(self._gateway, self._scheduler, self._keeper, self._hot))
+        self.registry.register(
+            metrics.HubMetrics(self._gateway, self._scheduler, self._keeper, self._hot, self._leader)
+        )
         self._app = app.create(
             connections,
             self._submitter,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client import core, registry
 
-from cloud_hub import gateway, hot, leases
+from cloud_hub import gateway, hot, leader, leases
 from cloud_hub.scheduler import scheduler
 
 
@@ -19,11 +19,13 @@ class HubMetrics(registry.Collector):
         placing: scheduler.Scheduler,
         keeper: leases.Keeper,
         everywhere: hot.Hot,
+        lead: leader.Leader,
     ) -> None:
         self._gateway = ways
         self._scheduler = placing
         self._keeper = keeper
         self._hot = everywhere
+        self._leader = lead
 
     def collect(self) -> Iterator[core.Metric]:
         lanes = self._gateway.counts
@@ -40,7 +42,14 @@ class HubMetrics(registry.Collector):
             ("leases_granted", "Attempts leased to agents.", self._scheduler.counts["granted"]),
             ("leases_lost", "Leases that ran out.", self._keeper.counts["lost"]),
             ("tasks_expired", "Tasks whose deadline passed in the queue.", self._keeper.counts["expired"]),
+            ("tasks_preempted", "Running tasks asked to make room.", self._scheduler.counts["preempted"]),
+            ("leads_taken", "Times this hub took the lead.", self._leader.counts["taken"]),
             ("scheduler_passes", "Passes of the scheduler.", self._scheduler.counts["passes"]),
             ("redis_failures", "Times Redis did not answer.", self._hot.failures),
         ):
             yield core.CounterMetricFamily(f"backhaul_hub_{name}", text, value=total)
+        for name, text, value in (
+            ("leading", "1 if this hub decides where tasks go.", self._leader.leading),
+            ("agents_served", "Agents whose lanes this hub serves.", self._gateway.owned),
+        ):
+            yield core.GaugeMetricFamily(f"backhaul_hub_{name}", text, value=value)

@@ -113,6 +113,11 @@ class Intake:
             max_payload=self._policy.intake.max_payload,
         )
         metadata = job.metadata
+        if metadata.selector is not None:
+            raise jobs.Rejected(
+                "a device's job runs at its site, or where the hub has room: submit it to the hub to select",
+                "selector",
+            )
         if not self._hub.there:
             try:
                 self._engine.find(job.model, metadata.version)

@@ -208,7 +208,8 @@ def _retry(hub: client.Client, arguments: argparse.Namespace) -> int:
         _say_lines([answer])
     else:
         more = "; there may be more, ask again" if answer["more"] else ""
-        print(f"{answer['retried']:,} tasks are in the queue again{more}.")
+        ones = "1 task is" if answer["retried"] == 1 else f"{answer['retried']:,} tasks are"
+        print(f"{ones} in the queue again{more}.")
     return 0
 
 

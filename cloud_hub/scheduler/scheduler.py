@@ -210,7 +210,7 @@ class Scheduler:
     def _refund(
         self, stopped: Sequence[snapshot.Held], executors: Sequence[snapshot.Executor], clocks: Clocks
     ) -> None:
-        """A queue is not charged for the items that its stopped tasks have left: they will be charged again."""
+        """A queue is not charged for what its stopped tasks have left: it will be charged again."""
         speeds = {one.agent_id: one.models for one in executors}
         for one in stopped:
             clock = clocks.get(one.priority)
