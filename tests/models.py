@@ -103,7 +103,7 @@ def write_scorer(
     )
 
 
-def write_slow_scorer(folder: Path, *, name: str = "slow", effort: int = 160, extra: str = "") -> Path:
+def write_slow_scorer(folder: Path, *, name: str = "slow", effort: int = 200, extra: str = "") -> Path:
     """As `write_scorer`, but each run takes the time of multiplying matrices of `effort` x `effort`."""
     window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", 4])
     score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 1])

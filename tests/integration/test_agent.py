@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import random
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -227,21 +226,17 @@ async def test_what_is_preempted_twenty_times_runs_each_item_once(hub: hubs.Hub)
     """A task of 10,000 items is preempted 20 times at random and leased again each time: it goes on where it
     was, every item runs once, and there is one row of it."""
     task_id, work, dice = tasks.new_id(), many(), random.Random(20)
-    done, per_s = 0, 100_000.0
+    done = 0
     for attempt in range(1, 21):
-        longest_s = (MANY - done) / (22 - attempt) / per_s
-        began = time.monotonic()
         await hub.lease(task_id, attempt, work, items_done=done)
-        await asyncio.sleep(dice.uniform(0, longest_s))  # anywhere in the work
+        await asyncio.sleep(dice.uniform(0, 0.04))  # anywhere in the work, of which there are seconds
         await hub.command("preempt", task_id, json.dumps({"attempt": attempt}))
         await hub.until(lambda: len(hub.attempts) == attempt)  # noqa: B023 - awaited within the turn
         report = hub.attempts[-1]
         assert (report["attempt"], report["state"], report["retriable"]) == (attempt, "QUEUED", True)
         assert report["items_done"] >= done
-        speed = (report["items_done"] - done) / (time.monotonic() - began)
-        done, per_s = report["items_done"], speed if attempt == 1 else max(per_s, speed)
+        done = report["items_done"]
         each_item_once(hub, done)
-    print("DONE", done, per_s)
     assert 20 < done < MANY
     await hub.lease(task_id, 21, work, items_done=done)
     await hub.until(lambda: len(hub.attempts) == 21)
@@ -291,14 +286,14 @@ async def test_what_the_heartbeat_says_of_the_agent(hub: hubs.Hub) -> None:
     """Its labels, for how long its link has been up, and of a task that runs how far it is."""
     first = await hub.heartbeat()
     assert first.labels == {"gpu": "a2000"}
-    await hub.lease(tasks.new_id(), 1, many(), items_done=9000)
+    await hub.lease(tasks.new_id(), 1, many(), items_done=5000)
     second = await hub.heartbeat()
     assert 0 < first.link_up_s < second.link_up_s < 60
     (lease,) = second.leases
     assert (lease.attempt, lease.running_s < 5) == (1, True)
-    assert 9000 <= lease.done < MANY
+    assert 5000 <= lease.done < MANY
     await hub.until(lambda: bool(hub.attempts))
-    assert [row["item"] for row in hub.rows] == list(range(9000, MANY))
+    assert [row["item"] for row in hub.rows] == list(range(5000, MANY))
 
 
 async def test_words_that_are_for_nobody_are_counted(leased: program.Program, hub: hubs.Hub) -> None:
