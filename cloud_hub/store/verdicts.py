@@ -97,13 +97,15 @@ def judge(standing: Standing, agent_id: int, report: Report, jitter: float) -> C
     current = standing.lease == Lease(agent_id, report.attempt)
     if report.state is State.COMPLETED and credible(standing, agent_id, report):
         return _to(standing, State.COMPLETED, items_done=standing.items)
+    done = min(max(standing.items_done, report.items_done), standing.items)
     if current and report.state is State.QUEUED:
-        done = min(max(standing.items_done, report.items_done), standing.items)
         return _requeued(standing, items_done=done, error=report.error)
     if current and report.state is State.FAILED and report.retriable:
         failures = standing.failures + 1
         longest = min(RETRY_CAP_S, RETRY_BASE_S * 2.0 ** min(failures, 30))
-        return _requeued(standing, failures=failures, error=report.error, delay_s=jitter * longest)
+        return _requeued(
+            standing, failures=failures, items_done=done, error=report.error, delay_s=jitter * longest
+        )
     if (own or current) and report.state is not State.QUEUED:
         state, reason = closing(report)
         return _to(standing, state, reason=reason, error=report.error)
