@@ -57,7 +57,8 @@ def test_every_state_can_be_reached_and_left_unless_it_is_final() -> None:
 
 def test_words_are_those_of_the_design() -> None:
     """What the database's constraints, the API and the wire spell out is spelt like this."""
-    assert {reason.value for reason in tasks.Reason} == {"cancelled", "expired", "exhausted", "not_retriable"}
+    reasons = {"cancelled", "expired", "exhausted", "not_retriable", "shed"}
+    assert {reason.value for reason in tasks.Reason} == reasons
     assert {outcome.value for outcome in tasks.Outcome} == {"ok", "failed", "expired", "cancelled"}
     assert all(state.value == state.name for state in State)
     assert list(tasks.PRIORITIES) == list(range(10))
