@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import msgspec
 import prometheus_client
 import uvicorn
 from fastapi import FastAPI
@@ -93,7 +94,9 @@ class Hub:
             self._submitter,
             self._events,
             self._fleet,
-            context.Settings(silent_after_s=policy.gateway.silent_after_s),
+            context.Settings(
+                **msgspec.structs.asdict(policy.api), silent_after_s=policy.gateway.silent_after_s
+            ),
             limits=self._queues,
             rules=self._scheduler.rules,
             tell=self._gateway.news.tell,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from shared import settings
+from shared import jobs, settings
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,6 +20,27 @@ class Http(_Section, frozen=True):
     """The address to listen on; there are no users, so keep it where only your own can reach it."""
     port: int = 8080
     """The port to listen on."""
+
+
+class Api(_Section, frozen=True):
+    """What the API takes, and how much of it at a time."""
+
+    max_task_bytes: int = jobs.MAX_PAYLOAD
+    """Bytes of one task's body."""
+    max_batch_bytes: int = 64 << 20
+    """Bytes of a batch of tasks."""
+    max_batch_tasks: int = 10_000
+    """Tasks of a batch."""
+    max_bodies_bytes: int = 256 << 20
+    """Bytes of all bodies that are being taken at one time."""
+    max_waits: int = 1_000
+    """Clients that wait for a task to end, with `?wait`."""
+    max_exports: int = 4
+    """Streams of results as Arrow; each holds a connection to PostgreSQL."""
+    max_watchers: int = 200
+    """Streams of events: dashboards, for the most part."""
+    database_wait_s: float = 5.0
+    """How long a request waits for a connection to PostgreSQL before it is answered 503."""
 
 
 class Gateway(_Section, frozen=True):
@@ -89,6 +110,7 @@ class Settings(_Section, frozen=True):
     broker: settings.Broker = settings.Broker()
     """Of the cloud, where the agents connect."""
     http: Http = Http()
+    api: Api = Api()
     gateway: Gateway = Gateway()
     leases: Leases = Leases()
     scheduler: Scheduler = Scheduler()
@@ -101,6 +123,7 @@ def load(path: Path) -> Settings:
     read = settings.load(path, Settings)
     for what, value in (
         ("connections", read.connections - 2),  # the API and the scheduler need one each
+        *((f"api.{name}", value) for name, value in msgspec.structs.asdict(read.api).items()),
         ("gateway.in_flight", read.gateway.in_flight),
         ("gateway.applying", read.gateway.applying),
         ("scheduler.batch", read.scheduler.batch),

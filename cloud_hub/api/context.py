@@ -9,35 +9,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Protocol, TypeAlias
 
-import msgspec
 import prometheus_client
 from fastapi import Depends, Request
 
-from cloud_hub import events, queues
+from cloud_hub import events, queues, settings
 from cloud_hub.api import bodies, problems, submissions
 from cloud_hub.scheduler import snapshot
 from cloud_hub.store import ends, pool
-from shared import jobs, signals, topics
+from shared import signals, topics
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the API takes and how much of it at a time."""
+class Settings(settings.Api, frozen=True, kw_only=True):
+    """What the API takes and how much of it at a time, and who counts as silent."""
 
-    max_task_bytes: int = jobs.MAX_PAYLOAD
-    """Bytes of one task's body."""
-    max_batch_bytes: int = 64 << 20
-    """Bytes of a batch of tasks."""
-    max_batch_tasks: int = 10_000
-    max_bodies_bytes: int = 256 << 20
-    """Bytes of all bodies that are being taken at one time."""
-    max_waits: int = 1_000
-    """Clients that wait for a task to end, with ?wait."""
-    max_exports: int = 4
-    """Streams of results as Arrow; each holds a connection to PostgreSQL."""
-    max_watchers: int = 200
-    """Streams of events: dashboards, for the most part."""
-    database_wait_s: float = 5.0
-    """How long a request waits for a connection to PostgreSQL before it is answered 503."""
     silent_after_s: float = 10.0
     """An agent whose presence says online, and that was not heard for so long, is shown as silent."""
 

@@ -200,7 +200,11 @@ class Scheduler:
         by_id = {one.task_id: one for one in known}
         clocks = self._clocks.copy()
         async with lead.writing() as connection:
-            await schedule.stop(connection, [(one.task_id, one.attempt) for one in victims])
+            await schedule.stop(
+                connection,
+                [(one.task_id, one.attempt) for one in victims],
+                [one.urgent for one in victims],
+            )
             stopped = frozenset(one.agent_id for one in victims)
         self._refund([by_id[one.task_id] for one in victims], executors, clocks)
         self._clocks = clocks

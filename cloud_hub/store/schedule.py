@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from cloud_hub.scheduler import snapshot
 from cloud_hub.store import classes, ends, ids, outgoing, pool, sql, verdicts
-from shared import wire
+from shared import tasks, wire
 
 _SQL: Final = sql.load("schedule")
 
@@ -210,11 +210,23 @@ async def held(
     ]
 
 
-async def stop(connection: pool.Connection, victims: Sequence[tuple[bytes, int]]) -> frozenset[int]:
-    """Ask running tasks, as (task id, attempt), to make room; returns the agents (ids) that will be told."""
+async def stop(
+    connection: pool.Connection,
+    victims: Sequence[tuple[bytes, int]],
+    urgent: Sequence[bytes] | None = None,
+) -> frozenset[int]:
+    """Ask running tasks, as (task id, attempt), to make room; returns the agents (ids) that will be told.
+
+    `urgent`: the task for which each is to stop, where it is for one.
+    """
+    whom = [None] * len(victims) if urgent is None else [tasks.format_id(task_id) for task_id in urgent]
     cursor = await connection.execute(
         _SQL["stop"],
-        {"task_ids": ids.array(task_id for task_id, _ in victims), "attempts": [n for _, n in victims]},
+        {
+            "task_ids": ids.array(task_id for task_id, _ in victims),
+            "attempts": [attempt for _, attempt in victims],
+            "urgent": whom,
+        },
     )
     stopped = await cursor.fetchall()
     return await outgoing.append(

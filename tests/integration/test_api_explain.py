@@ -174,9 +174,10 @@ async def test_every_attempt_tells_how_it_ended(hub: Served) -> None:
     """One that was put back and one that failed, each with what its decision weighed."""
     agent_id = await join(hub.pool, telemetry=telemetry())
     task_id = await hub.submit()
-    await grant(hub, task_id, agent_id, WHY | {"preempted_for": "01990d8a-6f2b-7c41-9d3e-5b8f0a1c2d3e"})
+    await grant(hub, task_id, agent_id)
+    urgent = tasks.new_id()
     async with hub.pool.connection() as connection:
-        await schedule.stop(connection, [(tasks.parse_id(task_id), 1)])
+        await schedule.stop(connection, [(tasks.parse_id(task_id), 1)], [urgent])
     assert (await ask(hub, task_id))["decisions"][0]["stopping"] is True
     for attempt, state in ((1, State.QUEUED), (2, State.FAILED)):
         async with hub.pool.connection() as connection:
@@ -187,7 +188,8 @@ async def test_every_attempt_tells_how_it_ended(hub: Served) -> None:
     found = await ask(hub, task_id)
     assert (found["state"], found["reason"]) == ("TERMINATED", "not_retriable")
     first, second = found["decisions"]
-    assert (first["state"], first["preempted_for"][:8], first["predicted_s"]) == ("QUEUED", "01990d8a", 0.9)
+    assert (first["state"], first["preempted_for"]) == ("QUEUED", tasks.format_id(urgent))
+    assert first["predicted_s"] == 0.9
     assert (second["state"], second["error"], second["effective_priority"]) == ("FAILED", "no channel 3", 6)
 
 

@@ -113,8 +113,18 @@ ORDER BY l.priority, l.granted_at DESC
 LIMIT %(limit)s;
 
 -- name: stop
--- Those that still run as they were seen to are asked to make room.
+-- Those that still run as they were seen to are asked to make room; for whom is noted beside why they ran.
+WITH victims AS (
+    SELECT * FROM unnest(%(task_ids)b::uuid[], %(attempts)s::smallint[], %(urgent)s::text[])
+        AS v (task_id, attempt, urgent)
+),
+noted AS (
+    UPDATE leases l
+    SET why = (coalesce(l.why, '{}')::jsonb || jsonb_build_object('preempted_for', v.urgent))::text
+    FROM victims v
+    WHERE l.task_id = v.task_id AND l.attempt = v.attempt AND v.urgent IS NOT NULL
+)
 UPDATE tasks t SET preempted_at = now()
-FROM unnest(%(task_ids)b::uuid[], %(attempts)s::smallint[]) AS v (task_id, attempt), leases l
+FROM victims v, leases l
 WHERE t.task_id = v.task_id AND l.task_id = v.task_id AND l.attempt = v.attempt
 RETURNING t.task_id, l.agent_id, l.attempt;
