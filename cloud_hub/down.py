@@ -23,13 +23,14 @@ LANES: Final = frozenset(map(str, (lane_store.LEASES, lane_store.RESULTS, lane_s
 
 
 class Overtaken(Exception):
-    """What this hub remembers of the lanes is behind the store: begin again with what that says."""
+    """What this hub remembers of a lane is behind the store: begin again with what that says."""
 
-    def __init__(self, what: str, lane: lanes.Lane | None = None, after: int = 0) -> None:
-        """`lane`: of which no record follows the number `after`, though some should."""
-        super().__init__(what)
+    def __init__(self, lane: lanes.Lane, after: int, *, gone: bool) -> None:
+        """`gone`: the records after the number `after` are no more."""
+        super().__init__(f"lane {lane} has changed behind record {after}")
         self.lane = lane
         self.after = after
+        self.gone = gone
 
 
 class DownLanes:
@@ -53,6 +54,8 @@ class DownLanes:
         self._outlet: outlet.Outlet | None = None
         self._closed: set[lanes.Lane] = set()
         """Their records went to the agent's next epoch."""
+        self._behind = False
+        """The agent knows of records that the outlet does not."""
         self._acks: dict[str, signals.Ack] = {}
         """Not taken yet, the furthest of each lane."""
         self._acknowledged = asyncio.Event()
@@ -89,37 +92,44 @@ class DownLanes:
 
     async def run(self) -> None:
         """Send until cancelled."""
-        numbers = await self._numbers()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._send(), name=f"{self._agent}: send down")
+            group.create_task(self._take_acks(), name=f"{self._agent}: take acknowledgements")
+            group.create_task(self._watch(), name=f"{self._agent}: watch down lanes")
+
+    async def _send(self) -> None:
+        overtaken: Overtaken | None = None
         while True:
-            sending = self._outlet = outlet.Outlet(
+            self._behind = False
+            numbers = await self._numbers()
+            if overtaken is not None and overtaken.gone and overtaken.lane in numbers:
+                numbered, acked = numbers[overtaken.lane]
+                if acked <= overtaken.after < numbered:
+                    self._closed.add(overtaken.lane)
+                    del numbers[overtaken.lane]
+            self._outlet = outlet.Outlet(
                 self, self._link, lambda lane: topics.down(self._agent, lane), self._epoch, numbers
             )
             try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(sending.run(), name=f"{self._agent}: send down")
-                    group.create_task(self._take_acks(sending), name=f"{self._agent}: take acks")
-                    group.create_task(self._watch(), name=f"{self._agent}: watch down lanes")
-            except* Overtaken as several:
-                patience.heed_cancellation()
+                await self._outlet.run()
+            except Overtaken as error:
+                log.info("%s: %s; going on with what the store says", self._agent, error)
                 self._counts["overtaken"] += 1
-                numbers = await self._numbers()
-                for one in several.exceptions:
-                    assert isinstance(one, Overtaken)  # none is a group: these tasks start no others
-                    log.info("%s: %s; going on with what the store says", self._agent, one)
-                    if one.lane in numbers and numbers[one.lane][1] <= one.after < numbers[one.lane][0]:
-                        del numbers[one.lane]
-                        self._closed.add(one.lane)
+                overtaken = error
 
-    async def _take_acks(self, sending: outlet.Outlet) -> None:
+    async def _take_acks(self) -> None:
         while True:
             await self._acknowledged.wait()
             self._acknowledged.clear()
             acks, self._acks = list(self._acks.values()), {}
+            if self._outlet is None:
+                continue  # the agent says it again, to what it is sent
             try:
-                await sending.acknowledge(acks)
+                await self._outlet.acknowledge(acks)
             except lanes.JournalRegressed as error:
                 await self._catch_up(acks, error)
-                raise Overtaken(str(error)) from error
+                self._behind = True
+                self._outlet.reconnected()  # so that it reads, and finds out
 
     async def _catch_up(self, acks: Iterable[signals.Ack], error: lanes.JournalRegressed) -> None:
         """The agent has more than we sent: from another hub, or from before PostgreSQL was put back to an
@@ -145,16 +155,20 @@ class DownLanes:
     # The store, as an outlet asks it
 
     async def read(self, lane: lanes.Lane, after: int, max_rows: int, max_bytes: int) -> wire.Batch | None:
-        """The records after `after`. Raises Overtaken if they are gone without our knowing."""
+        """The records after `after`; None if an acknowledgement to us came meanwhile.
+
+        Raises Overtaken if some are gone without one.
+        """
 
         async def read() -> wire.Batch | None:
             async with self._connections.connection() as connection:
                 return await lane_store.read(connection, self._agent_id, lane, after, max_rows, max_bytes)
 
         batch = await patience.steadily(read, f"{self._agent}: lane {lane}")
-        if (batch is None or batch.span.first != after + 1) and self._acked(lane) <= after:
-            raise Overtaken(f"lane {lane} holds no record {after + 1} any more", lane, after)
-        return batch
+        whole = batch is not None and batch.span == (after + 1, after + _size(batch))
+        if self._behind or (not whole and self._acked(lane) <= after):
+            raise Overtaken(lane, after, gone=not whole)
+        return batch if whole else None
 
     async def acknowledged(self, lane: lanes.Lane, cursor: int) -> None:
         """Forget the records up to `cursor`."""
@@ -186,3 +200,7 @@ class DownLanes:
                 await lane_store.renumber(connection, self._agent_id, lane, cursor)
 
         await patience.steadily(renumber, f"{self._agent}: lane {lane}")
+
+
+def _size(batch: wire.Batch) -> int:
+    return sum(part.num_rows for part in batch.batches)

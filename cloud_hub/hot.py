@@ -24,7 +24,6 @@ from typing import Final
 import redis.asyncio
 import redis.exceptions
 
-from cloud_hub import patience
 from shared import backoff, topics
 
 log: Final = logging.getLogger(__name__)
@@ -138,24 +137,27 @@ class Hot:
         """Listen and publish until cancelled, coming back to Redis when it comes back."""
         if self._client is None:
             return
-        pause = backoff.Backoff(base_s=0.1, cap_s=5.0)
         try:
-            while True:
-                began = time.monotonic()
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(self._listen(), name="hot: listen")
-                        group.create_task(self._publish(), name="hot: publish")
-                except* redis.exceptions.RedisError as errors:
-                    self._failed(errors.exceptions[0])
-                patience.heed_cancellation()
-                pause.succeeded(time.monotonic() - began)
-                await asyncio.sleep(pause.next())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(), name="hot: listen")
+                group.create_task(self._publish(), name="hot: publish")
         finally:
             with contextlib.suppress(redis.exceptions.RedisError):
                 await self._client.aclose()
 
     async def _listen(self) -> None:
+        pause = backoff.Backoff(base_s=0.1, cap_s=5.0)
+        while True:
+            began = time.monotonic()
+            try:
+                await self._follow()
+            except redis.exceptions.RedisError as error:
+                self._failed(error)
+            pause.succeeded(time.monotonic() - began)
+            await asyncio.sleep(pause.next())
+
+    async def _follow(self) -> None:
+        """Hear the news over one connection, to its end."""
         assert self._client is not None
         async with self._client.pubsub() as channel:
             await channel.subscribe(NEWS, LANES)
@@ -185,10 +187,13 @@ class Hot:
             self._wake.clear()
             words, self._announced = self._announced, set()
             lanes, self._lanes = self._lanes, set()
-            for word in words:
-                await self._client.publish(NEWS, word)
-            if lanes:
-                await self._client.publish(LANES, " ".join(map(str, lanes)))
+            try:
+                for word in words:
+                    await self._client.publish(NEWS, word)
+                if lanes:
+                    await self._client.publish(LANES, " ".join(map(str, lanes)))
+            except redis.exceptions.RedisError as error:
+                self._failed(error)
             await asyncio.sleep(PAUSE_S)
 
     def _failed(self, error: BaseException) -> None:

@@ -33,8 +33,8 @@ def heed_cancellation() -> None:
     """Raise CancelledError if the current task was asked to end and the request got lost.
 
     `asyncio.wait_for`, by which the pool waits for a free connection, forgets it when the connection comes at
-    that very moment, and a TaskGroup when one of its tasks fails then (Python 3.11). A loop that did not
-    look would go on for ever, and whoever waits for its end would wait as long.
+    that very moment (Python 3.11). A loop that did not look would go on for ever, and whoever waits for its
+    end as long. Not for a task in which a TaskGroup has failed: that leaves a request behind (likewise).
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

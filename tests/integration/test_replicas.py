@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -247,6 +248,32 @@ async def test_two_hubs_that_both_serve_an_agent_do_no_harm(
         assert all(ledger.missing == 0 and ledger.waiting == 0 for ledger in book.up.values())
 
 
+async def test_words_to_an_epoch_that_is_over_are_not_looked_for(
+    connections: pool.Pool, database: str, broker: servers.Mosquitto
+) -> None:
+    """What was on its way to an agent that came back as another is its heir's: the hub stops sending it."""
+    hub = played.Hub(broker, database, connections, "a")
+    former, heir = (played.Agent(broker, "press", epoch=epoch) for epoch in (1, 2))
+    async with running(hub):
+        async with running(former):
+            await until(lambda: hub.gateway.owned == 1 and former.heard > 0)
+        member = hub.fleet.find(former.place)
+        assert member is not None
+        async with connections.connection() as connection:
+            told = await lane_store.command(connection, [member.agent_id], "cancel")
+        hub.gateway.wake_lanes(told)
+        async with running(heir):
+            await until(lambda: heir.heard > 0)
+            await broker.restart()  # so that what is not acknowledged is sent again
+            await until(lambda: hub.gateway.counts["overtaken"] == 1)
+            heir.finish(10)
+            await until_committed(connections, 10)
+            await broker.restart()
+            heir.finish(10)
+            await until_committed(connections, 20)
+        assert hub.gateway.counts["overtaken"] == 1
+
+
 # News from hub to hub
 
 
@@ -289,6 +316,27 @@ async def test_a_lock_in_redis_has_one_holder(redis_url: str) -> None:
     assert await one.lock("leader", "a", 30.0) is False, "it was not a's to give up"
     await one.unlock("leader", "b")
     assert await one.lock("leader", "a", 30.0) is True
+
+
+async def test_redis_that_comes_back_is_used_again(tmp_path: Path) -> None:
+    """Killed and started again, it carries news and locks as before; meanwhile both are done without."""
+    heard: list[str] = []
+    async with servers.Valkey(tmp_path / "valkey") as server, asyncio.TaskGroup() as group:
+        one, other = hot.Hot(server.url, heard.append), hot.Hot(server.url, heard.append)
+        listening = [group.create_task(each.run()) for each in (one, other)]
+        for _ in range(2):
+            await until(lambda: one.available and other.available)
+            heard.clear()
+            one.announce("queued")
+            await until(lambda: len(heard) == 3)  # by itself, and both by way of Redis
+            assert await one.lock("leader", "a", 30.0) is True
+            await server.kill()
+            assert await one.lock("leader", "a", 30.0) is None
+            one.announce("queued")
+            await until(lambda: not one.available and not other.available)
+            await server.start()
+        for task in listening:
+            task.cancel()
 
 
 async def test_without_redis_nobody_knows_who_holds_a_lock() -> None:
