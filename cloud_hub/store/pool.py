@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -60,7 +61,7 @@ def open_pool(dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: floa
     when the block is left, or rolled back if by an error. One that broke is replaced; while none can
     be had for `timeout_s`, PoolTimeout is raised, which is one of UNAVAILABLE.
     """
-    return psycopg_pool.AsyncConnectionPool(
+    return _Pool(
         dsn,
         kwargs=_NETWORK,
         min_size=min_size,
@@ -72,6 +73,23 @@ def open_pool(dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: floa
         name="store",
         open=False,
     )
+
+
+class _Pool(psycopg_pool.AsyncConnectionPool[Connection]):
+    """A pool that does not swallow cancellations.
+
+    psycopg_pool waits for a free connection with `asyncio.wait_for`, which in Python 3.11 forgets a
+    cancellation that comes at the same moment as the connection: the task would then go on for ever.
+    """
+
+    async def getconn(self, timeout: float | None = None) -> Connection:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        connection = await super().getconn(timeout)
+        if task is not None and task.cancelling() > before:
+            await self.putconn(connection)
+            raise asyncio.CancelledError
+        return connection
 
 
 async def connect(dsn: str) -> Connection:
