@@ -60,6 +60,7 @@ class Leader:
                     await self._consider()
                 except pool.UNAVAILABLE as error:
                     log.warning("who leads is not known: PostgreSQL is not available: %s", error)
+                    await self._hot.unlock(LOCK, self._hub_id)  # another hub may still reach it
                 self._look.clear()
                 try:
                     async with asyncio.timeout(self._policy.ttl_s / LOOKS):
