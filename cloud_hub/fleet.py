@@ -26,6 +26,8 @@ class Member:
     heard: float
     """When it last said anything (s, monotonic)."""
     telemetry: signals.Telemetry | None = None
+    sequence: int = 0
+    """Of the newest telemetry since the agent's birth, which begins to count anew."""
     draining: bool = False
 
 
@@ -51,11 +53,16 @@ class Fleet:
         member.heard = time.monotonic()
         if telemetry is None:
             return False
-        known = member.telemetry
-        if known is not None and telemetry.sequence <= known.sequence and telemetry.sequence > 1:
+        if 1 < telemetry.sequence <= member.sequence:
             return False  # an older one that came late
-        member.telemetry = telemetry
+        member.telemetry, member.sequence = telemetry, telemetry.sequence
         return True
+
+    def born(self, member: Member) -> None:
+        """The agent says that it is there: it may have started again, and count its heartbeats from 1."""
+        member.online = True
+        member.sequence = 0
+        self.heard(member)
 
     def alive(self, member: Member) -> bool:
         """Present by its word, and heard of lately."""

@@ -154,9 +154,10 @@ class Gateway:
             return
         member = self._fleet.find(agent)
         if member is not None and member.epoch == presence.epoch:
-            member.online = presence.online
             if presence.online:
-                self._fleet.heard(member)
+                self._fleet.born(member)
+            else:
+                member.online = False
         # By every hub that hears it: the agent's own may have gone with it.
         self._reports.presence(agent_id, presence)
         if presence.online and who in self._channels:
