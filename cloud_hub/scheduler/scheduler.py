@@ -61,8 +61,6 @@ class Scheduler:
         self._preempted = 0.0
         self._wake = asyncio.Event()
         self.counts: Counter[str] = Counter()
-        self.why: Mapping[int, plan.Why] = {}
-        """By class: why the tasks that the last pass looked at wait on."""
 
     def wake(self) -> None:
         """Something was queued, or an agent has room."""
@@ -118,7 +116,7 @@ class Scheduler:
                 connection,
                 min(2 * room, self._policy.batch),
                 models,
-                closed_queues=[name for name, room in left.items() if not room],
+                closed_queues=[name for name, more in left.items() if not more],
             )
         self.counts["passes"] += 1
         if not heads:
@@ -128,7 +126,6 @@ class Scheduler:
             for name in {task.queue for head in heads for task in head.tasks[:1]}
         }
         decided = await self._decide(heads, executors, queues)
-        self.why = decided.why
         granted = await self._grant(lead, decided, told) if decided.placements else 0
         if decided.unplaced:
             await self._make_room(lead, told, decided.unplaced, executors)
