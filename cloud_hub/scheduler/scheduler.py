@@ -190,7 +190,15 @@ class Scheduler:
         if not held:
             return
         progress = self._fleet.progress()
-        known = [replace(one, lost_s=progress.get((one.task_id, one.attempt), one.lost_s)) for one in held]
+        known = [
+            replace(
+                one,
+                lost_s=progress.get((one.task_id, one.attempt), one.lost_s),
+                # An agent that did not heed it, because it is older or was cut off, is asked again.
+                stopping=one.stopping and (one.preempted_ago_s or 0.0) < self.rules.cooldown_s,
+            )
+            for one in held
+        ]
         victims = preemption.victims(waiting, known, executors, self.rules)
         if not victims:
             return
