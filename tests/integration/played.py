@@ -136,7 +136,8 @@ class Hub:
         """News, by word."""
         self.fleet = fleet.Fleet(10.0)
         self.hot = hot.Hot(redis_url, lambda word: self.heard.update([word]))
-        self.replicas = replicas.Replicas(replicas.hub_id(name, 8080), database)
+        # Not a random id: which agents are whose, and that each hub has some, is the same in every run.
+        self.replicas = replicas.Replicas(f"{name}:8080/played", database)
         self.link = new_link(broker, f"hub-{name}")
         self.gateway = gateway.Gateway(
             self.link,

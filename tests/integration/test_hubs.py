@@ -129,7 +129,11 @@ async def floor(
         yield floor
 
 
-@pytest.mark.parametrize("floor", [True, False], indirect=True, ids=["redis", "no redis"])
+@pytest.mark.parametrize(
+    "floor",
+    [pytest.param(True, id="redis"), pytest.param(False, id="no redis", marks=pytest.mark.soak)],
+    indirect=True,
+)
 async def test_a_killed_hub_is_succeeded_within_seconds(floor: Floor) -> None:
     """Its agents' results go on at another hub, all of them and once; back again it takes its share."""
     await floor.publish(20)
