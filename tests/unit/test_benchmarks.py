@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import edge, figures, footprint, simulate, transport
+from benchmarks import edge, figures, footprint, peers, simulate, transport
+from benchmarks.queues import peer
 
 
 def figures_in(path: Path, name: str) -> dict[str, Any]:
@@ -59,6 +60,17 @@ def test_simulate_ends_every_task_in_a_small_world(tmp_path: Path) -> None:
     assert told["ratio_to_plain_wait_p99"] > 1
     assert 0.5 < told["utilisation"] <= 1
     assert 0 <= told["overflow"] <= 1
+
+
+@pytest.mark.usefixtures("postgres", "valkey")
+def test_peers_do_every_task_in_each_way_that_is_installed(tmp_path: Path) -> None:
+    """Each way's store says that all tasks are done; a queue that is not installed is left out."""
+    written = tmp_path / "figures.json"
+    assert peers.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "peers")
+    assert {kind.name for kind in peer.KINDS if kind.installed} <= told.keys()
+    assert told["plain_sql"] > 0
+    assert all(rate > 0 for rate in told.values())
 
 
 def test_a_file_of_figures_keeps_what_other_benchmarks_wrote(tmp_path: Path) -> None:
