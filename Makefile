@@ -26,7 +26,7 @@ check: setup ## lint, types, import contracts
 
 test: setup ## the tests, on real servers
 	sh .ci/setup browser
-	$(BIN)/pytest -m "not soak and not chaos" $(ARGS)
+	$(BIN)/pytest -m "not soak and not chaos" -n 2 $(ARGS)
 
 soak: setup ## long runs under load
 	$(BIN)/pytest -m soak $(ARGS)

@@ -1,5 +1,6 @@
 """Free TCP ports for servers of our own."""
 
+import itertools
 import random
 import socket
 
@@ -13,12 +14,26 @@ RANGE = range(10_000, 32_768)
 TRIES = 200
 
 
-def free() -> int:
-    """A port of `RANGE` that nothing listens on at this moment.
+_order = itertools.cycle(random.sample(RANGE, len(RANGE)))
 
-    Another process may take it before the caller binds it; `Server.start` then tries the next one.
+
+def keep_to(number: int, count: int) -> None:
+    """Draw from one of `count` shares of `RANGE` from now on, the one at `number`, from 0.
+
+    Processes that keep to different shares never draw the same port.
     """
-    for port in random.sample(RANGE, TRIES):
+    global _order
+    share = RANGE[number::count]
+    _order = itertools.cycle(random.sample(share, len(share)))
+
+
+def free() -> int:
+    """A port that nothing listens on at this moment; none is drawn again before all others were.
+
+    So it stays the caller's own, bound or not, among all that this process draws. Another process may take
+    it before the caller binds it; `Server.start` then tries the next one.
+    """
+    for port in itertools.islice(_order, TRIES):
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))

@@ -197,6 +197,12 @@ async def test_valkey_keeps_its_keys_over_a_restart(tmp_path: Path) -> None:
             assert client.get("key") == b"value"
 
 
+def test_a_port_is_not_drawn_twice() -> None:
+    """Whoever draws several ports before binding any, or gives one up for a moment, keeps them all."""
+    drawn = [ports.free() for _ in range(2000)]
+    assert len(set(drawn)) == len(drawn)
+
+
 @each_server
 async def test_a_port_taken_meanwhile_is_given_up(
     make: Make, open_path: Path, monkeypatch: pytest.MonkeyPatch
