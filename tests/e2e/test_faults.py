@@ -129,7 +129,7 @@ FAULTS = (
 async def day_with(fault: Fault, home: Path) -> report.Report:
     """A day's work with a burst, the fault in its middle, and work after it."""
     async with system.System(home, agent_settings=IMPATIENT) as whole:
-        floor = Floor(whole, rate_per_s=10.0)
+        floor = Floor(whole)
         async with floor.at_work():
             with contextlib.suppress(TimeoutError):  # the books then say what did not come
                 async with asyncio.timeout(WORK_S):
@@ -171,7 +171,7 @@ async def test_nothing_is_lost_and_nothing_doubled(fault: Fault, home: Path) -> 
 async def test_a_site_starts_cold_without_the_cloud(home: Path) -> None:
     """An agent that dies while it is cut off comes back alone, goes on replying, and syncs when it can."""
     async with system.System(home) as whole:
-        floor, site = Floor(whole, rate_per_s=10.0), whole.sites[BUSY]
+        floor, site = Floor(whole), whole.sites[BUSY]
         async with floor.at_work():
             notebook = floor.notebook
             async with asyncio.timeout(WORK_S):
