@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from cloud_hub.api import context
@@ -21,6 +22,8 @@ from demo import servers
 from shared import tasks, topics, wire
 from tests.integration import api_server
 from tests.integration.api_server import PRESS_A, Served, join, model, record, results, telemetry
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's, which takes long to start
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -32,14 +35,15 @@ PRESS_B = topics.Agent("lyon", "press-b")
 JETSON = topics.Agent("gdansk", "jetson")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def hub(database: str) -> AsyncIterator[Served]:
     async with api_server.serving(database, broker=lambda: True, redis=lambda: False) as served:
         yield served
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
+    """One for all tests here: pages share nothing."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         if os.environ.get("CI") == "true":

@@ -11,12 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from cloud_hub.api import context, problems
 from demo import servers
 from shared import tasks
 from tests.integration import api_server
 from tests.integration.api_server import Served, arrow, png
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the hub's
 
 UNKNOWN = tasks.format_id(tasks.new_id())
 SUBMIT = "/v1/tasks?model=defects"
@@ -29,9 +32,10 @@ JSON = {"content-type": "application/json"}
 ARROW = {"content-type": "application/vnd.apache.arrow.stream"}
 
 
-@pytest.fixture
-async def hub(database: str) -> AsyncIterator[Served]:
-    async with api_server.serving(database) as served:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hub(database_of_module: str) -> AsyncIterator[Served]:
+    """One for all tests here: what is refused leaves nothing behind."""
+    async with api_server.serving(database_of_module) as served:
         yield served
 
 
@@ -132,7 +136,7 @@ async def test_an_error_of_the_hub_is_a_problem_too(hub: Served) -> None:
     async def broken() -> None:
         raise RuntimeError("a secret")
 
-    hub.app.get("/broken")(broken)
+    hub.app.get("/broken", include_in_schema=False)(broken)
     problem = check(await hub.client.get("/broken"))
     assert problem["status"] == 500
     assert "secret" not in json.dumps(problem)
@@ -174,7 +178,7 @@ async def test_without_postgresql_the_answer_is_503_and_later_all_is_well(tmp_pa
 # OpenAPI
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def schema(hub: Served) -> dict[str, Any]:
     description: dict[str, Any] = (await hub.client.get("/openapi.json")).json()
     return description
