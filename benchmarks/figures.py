@@ -46,6 +46,11 @@ def median(values: Iterable[float]) -> float:
     return statistics.median(values)
 
 
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which `share` of the `ordered` ones lie (nearest rank)."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
 def significant(value: float, digits: int = 3) -> float:
     """`value` with so many significant digits: what a measurement is worth, and no more."""
     return float(f"{value:.{digits}g}")

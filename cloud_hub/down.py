@@ -66,8 +66,10 @@ class DownLanes:
         self._look.set()
 
     def appended(self, numbers: Mapping[lanes.Lane, int]) -> None:
-        """The store has records up to these numbers, as somebody saw who looked for many agents at once."""
-        if self._outlet is not None:
+        """The store has records up to these numbers, as somebody knows who wrote them or has looked."""
+        if self._outlet is None:
+            self._look.set()
+        else:
             known = {report.lane: report.numbered for report in self._outlet.reports()}
             fresh = {
                 lane: number
@@ -161,7 +163,7 @@ class DownLanes:
         """
 
         async def read() -> wire.Batch | None:
-            async with self._connections.connection() as connection:
+            async with pool.statement(self._connections) as connection:
                 return await lane_store.read(connection, self._agent_id, lane, after, max_rows, max_bytes)
 
         batch = await patience.steadily(read, f"{self._agent}: lane {lane}")
@@ -174,7 +176,7 @@ class DownLanes:
         """Forget the records up to `cursor`."""
 
         async def forget() -> None:
-            async with self._connections.connection() as connection:
+            async with pool.statement(self._connections) as connection:
                 await lane_store.acknowledged(connection, self._agent_id, lane, cursor)
 
         await patience.steadily(forget, f"{self._agent}: lane {lane}")
@@ -188,7 +190,7 @@ class DownLanes:
         """(numbered, acknowledged) of each lane that is open."""
 
         async def read() -> dict[lanes.Lane, tuple[int, int]]:
-            async with self._connections.connection() as connection:
+            async with pool.statement(self._connections) as connection:
                 return await lane_store.down_lanes(connection, self._agent_id)
 
         numbers = await patience.steadily(read, f"down lanes of {self._agent}")

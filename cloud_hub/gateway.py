@@ -19,11 +19,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from cloud_hub import channel, events, fleet, hot, news, patience, replicas, reports, settings
 from cloud_hub.store import agents, hubs, pool
+from cloud_hub.store import lanes as lane_store
 from shared import lanes, link, signals, topics, wire
 
 log: Final = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Gateway:
         self._events = here
         self._replicas = siblings
         self.counts: Counter[str] = Counter()
-        self.news = news.News(here, everywhere, self.wake_lanes)
+        self.news = news.News(here, everywhere, self)
         self._reports = reports.Reports(connections, everywhere, lease_ttl_s, self.counts)
         self._inbox = link.Inbox(4 * policy.in_flight)
         self._applying = asyncio.Semaphore(policy.applying)
@@ -83,7 +84,7 @@ class Gateway:
         mqtt.subscribe(topics.all_telemetry(), 0, self._inbox.put)
         mqtt.subscribe(topics.all_presence(), 1, self._inbox.put)
         mqtt.watch(self._link_changed)
-        everywhere.on_lanes = self.wake_lanes
+        everywhere.on_lanes = self.wake
         siblings.watch(self._divide)
 
     @property
@@ -91,7 +92,7 @@ class Gateway:
         """How many agents this hub serves."""
         return len(self._subscribed)
 
-    def wake_lanes(self, agent_ids: Iterable[int]) -> frozenset[int]:
+    def wake(self, agent_ids: Iterable[int]) -> frozenset[int]:
         """The down lanes of these agents have new records; returns those that are not served here."""
         elsewhere = set()
         for agent_id in agent_ids:
@@ -100,6 +101,17 @@ class Gateway:
                 elsewhere.add(agent_id)
             else:
                 known.down.wake()
+        return frozenset(elsewhere)
+
+    def leased(self, numbers: Mapping[int, int]) -> frozenset[int]:
+        """The same of their lanes of leases alone, which have records up to these numbers."""
+        elsewhere = set()
+        for agent_id, number in numbers.items():
+            known = self._by_id.get(agent_id)
+            if known is None:
+                elsewhere.add(agent_id)
+            else:
+                known.down.appended({lane_store.LEASES: number})
         return frozenset(elsewhere)
 
     async def run(self) -> None:

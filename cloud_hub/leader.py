@@ -86,6 +86,21 @@ class Leader:
             self._step_down(str(deposed))
             raise
 
+    @asynccontextmanager
+    async def deciding(self) -> AsyncIterator[tuple[pool.Connection, int]]:
+        """A connection for single statements which check the token themselves, and the token.
+
+        Raises Deposed if this hub does not lead, or no longer.
+        """
+        if self._token is None:
+            raise leadership.Deposed("this hub does not lead")
+        try:
+            async with pool.statement(self._connections) as connection:
+                yield connection, self._token
+        except leadership.Deposed as deposed:
+            self._step_down(str(deposed))
+            raise
+
     async def _consider(self) -> None:
         ours = await self._hot.lock(LOCK, self._hub_id, self._policy.ttl_s)
         async with self._connections.connection() as connection:

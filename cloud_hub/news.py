@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from cloud_hub import events, hot
 from cloud_hub.store import ends
@@ -13,6 +14,16 @@ FREED = "freed"
 """Leases ended or an agent has more room: the scheduler may place more."""
 
 
+class Lanes(Protocol):
+    """The down lanes of the agents that this hub serves. Both return those that it does not serve."""
+
+    def wake(self, agent_ids: Iterable[int]) -> frozenset[int]:
+        """These agents (ids) have new records on some lane."""
+
+    def leased(self, numbers: Mapping[int, int]) -> frozenset[int]:
+        """These have new records on their lane of leases, up to these numbers."""
+
+
 class News:
     """Tells clients that wait, the scheduler and the down lanes what has just been committed."""
 
@@ -20,14 +31,11 @@ class News:
         self,
         here: events.Events,
         everywhere: hot.Hot,
-        wake_lanes: Callable[[Iterable[int]], frozenset[int]],
+        lanes: Lanes,
     ) -> None:
-        """`wake_lanes` is told of agents (ids) whose down lanes have new records, and returns those that
-        this hub does not serve: the others are told of them.
-        """
         self._here = here
         self._everywhere = everywhere
-        self._wake_lanes = wake_lanes
+        self._lanes = lanes
 
     def tell(self, outcome: ends.Outcome) -> None:
         """After the commit of what `outcome` describes."""
@@ -37,10 +45,19 @@ class News:
             self._here.publish(events.TaskQueued(model, count))
         if outcome.queued:
             self._everywhere.announce(QUEUED)
+        elif outcome.ended:
+            self._everywhere.announce(FREED)
         if outcome.told:
-            elsewhere = self._wake_lanes(outcome.told)
-            if elsewhere:
-                self._everywhere.announce_lanes(elsewhere)
+            self._elsewhere(self._lanes.wake(outcome.told))
+
+    def leased(self, numbers: Mapping[int, int]) -> None:
+        """After the commit of leases; `numbers`: by agent (id), the last record of its lane of leases."""
+        if numbers:
+            self._elsewhere(self._lanes.leased(numbers))
+
+    def _elsewhere(self, agent_ids: frozenset[int]) -> None:
+        if agent_ids:
+            self._everywhere.announce_lanes(agent_ids)
 
     def freed(self) -> None:
         """An agent can take more than before. Every hub hears that from the agent itself."""

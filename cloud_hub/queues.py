@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -157,12 +157,16 @@ class Queues:
         return msgspec.structs.replace(job, metadata=metadata)
 
     @contextlib.contextmanager
-    def submitting(self, submitted: Iterable[jobs.Job]) -> Iterator[None]:
+    def submitting(self, submitted: Sequence[jobs.Job]) -> Iterator[None]:
         """Tasks come to their queues in this block; one that is left by an error has brought none.
 
         Raises TooFast, of all of them, if one of their queues is to get no more just now.
         """
-        counts = Counter(job.metadata.queue for job in submitted)
+        counts: Mapping[str, int] = (
+            {submitted[0].metadata.queue: 1}
+            if len(submitted) == 1
+            else Counter(job.metadata.queue for job in submitted)
+        )
         taken: list[tuple[Bucket, int]] = []
         try:
             for name, count in counts.items():

@@ -14,6 +14,7 @@ Which of them find room in their queues is decided within the transaction (`admi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -229,8 +230,11 @@ def into(
     async def commit(requests: Sequence[Group]) -> Committed:
         told: list[ends.Outcome] = []
         shed: Counter[str] = Counter()
+        few = sum(map(len, requests)) < task_store.COPY_FROM
         async with (
             connections.connection(timeout=database_wait_s) as connection,
+            # A COPY cannot be in a pipeline; without one, begin and commit are no round trips of their own.
+            connection.pipeline() if few else contextlib.nullcontext(),
             connection.transaction(),
         ):
             decided = await _admit(connection, requests, limits)

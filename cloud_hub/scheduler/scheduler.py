@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -32,6 +33,8 @@ IN_THREAD: Final = 200
 """From so many tasks on a plan is made in a thread: the loop has others to serve."""
 HELD: Final = 1000
 """Leases that are looked at for a task that needs room."""
+RIPEN_S: Final = 0.1
+"""How often tasks are looked for that have waited long enough after a failure, at most."""
 UPKEEP_S: Final = 1.0
 """How often counters are added up, and the agents that drain are looked up."""
 
@@ -58,7 +61,8 @@ class Scheduler:
         )
         self._lease_ttl_s = lease_ttl_s
         self._clocks: Clocks = {}
-        self._preempted = 0.0
+        self._classes = classes.Known()
+        self._preempted = self._ripened = -math.inf
         self._wake = asyncio.Event()
         self.counts: Counter[str] = Counter()
 
@@ -69,6 +73,7 @@ class Scheduler:
     def lead(self, fair: str) -> None:
         """This hub leads now; `fair` are the clocks of the one before it."""
         self._clocks = read_clocks(fair)
+        self._classes.forget()
         self.wake()
 
     async def run(self, lead: leader.Leader, told: news.News) -> None:
@@ -88,6 +93,7 @@ class Scheduler:
                 log.info("no pass: %s", deposed)
             except pool.UNAVAILABLE as error:
                 log.warning("no pass: PostgreSQL is not available: %s", error)
+                self._classes.forget()
                 await asyncio.sleep(pause.next())
                 continue
             pause.succeeded(0.0)
@@ -104,19 +110,23 @@ class Scheduler:
     async def _pass(self, lead: leader.Leader, told: news.News) -> bool:
         """Place what can be placed; True if there may be more to place at once."""
         self._wake.clear()
-        async with self._connections.connection() as connection:
+        async with pool.statement(self._connections) as connection:
             executors = self._fleet.executors(await schedule.outstanding(connection))
-            models = {name for one in executors for name, _ in one.models}
-            room = sum(max(0, one.credits) for one in executors)
-            if not models:
+            ready = placement.Fleet(executors, self.rules)
+            look_for_room = time.monotonic() >= self._preempted + self._policy.preempt_every_s
+            if not executors or not (ready.room or look_for_room):
                 return False
             left = await self._room_of_queues(connection)
-            await schedule.ripen(connection)
+            await self._ripen(connection)
+            passed_over, without_room = self._aside(ready, {name for name, more in left.items() if not more})
             heads = await schedule.heads(
                 connection,
-                min(2 * room, self._policy.batch),
-                models,
-                closed_queues=[name for name, more in left.items() if not more],
+                min(2 * ready.room, self._policy.batch),
+                self._classes,
+                passed_over=passed_over,
+                without_room=without_room,
+                few=self.rules.unplaced_per_head if look_for_room else 0,
+                rules=self.rules,
             )
         self.counts["passes"] += 1
         if not heads:
@@ -125,11 +135,34 @@ class Scheduler:
             name: snapshot.Queue(name, self._queues.weight(name), left.get(name))
             for name in {task.queue for head in heads for task in head.tasks[:1]}
         }
-        decided = await self._decide(heads, executors, queues)
+        decided = await self._decide(heads, ready, queues)
         granted = await self._grant(lead, decided, told) if decided.placements else 0
-        if decided.unplaced:
+        if decided.unplaced and look_for_room:
             await self._make_room(lead, told, decided.unplaced, executors)
         return decided.more and granted > 0
+
+    def _aside(self, ready: placement.Fleet, closed: Container[str]) -> tuple[list[int], list[int]]:
+        """Classes (ids) of which nothing need be read, for nobody can run them or their queue is in
+        `closed`; and those that could run, if there were room.
+        """
+        kinds: dict[tuple[str, str, str], tuple[bool, bool]] = {}
+        passed_over, without_room = [], []
+        for one in self._classes:
+            kind = (one.model, one.version, one.selector)
+            if kind not in kinds:
+                able = ready.able(one.model, one.version or None, one.selector)
+                kinds[kind] = bool(able), any(ready.credits(agent_id) > 0 for agent_id in able)
+            can_run, has_room = kinds[kind]
+            if not can_run or one.queue in closed:
+                passed_over.append(one.class_id)
+            elif not has_room:
+                without_room.append(one.class_id)
+        return passed_over, without_room
+
+    async def _ripen(self, connection: pool.Connection) -> None:
+        if time.monotonic() >= self._ripened + RIPEN_S:
+            await schedule.ripen(connection)
+            self._ripened = time.monotonic()
 
     async def _room_of_queues(self, connection: pool.Connection) -> dict[str, int]:
         """Of the queues of which only so many tasks may run, how many more."""
@@ -144,33 +177,31 @@ class Scheduler:
     async def _decide(
         self,
         heads: Sequence[snapshot.Head],
-        executors: Sequence[snapshot.Executor],
+        ready: placement.Fleet,
         queues: Mapping[str, snapshot.Queue],
     ) -> plan.Plan:
         if sum(len(head.tasks) for head in heads) < IN_THREAD:
-            return plan.plan(heads, executors, queues, self._clocks, self.rules)
-        return await asyncio.to_thread(plan.plan, heads, executors, queues, self._clocks, self.rules)
+            return plan.plan(heads, ready, queues, self._clocks, self.rules)
+        return await asyncio.to_thread(plan.plan, heads, ready, queues, self._clocks, self.rules)
 
     async def _grant(self, lead: leader.Leader, decided: plan.Plan, told: news.News) -> int:
         """Make leases of placements; what somebody else took or ended meanwhile is left out."""
         clocks = self._clocks | decided.clocks
-        async with lead.writing(write_clocks(clocks)) as connection:
-            granted = await schedule.grant(
-                connection,
-                [
-                    schedule.Grant(
-                        one.task.task_id,
-                        one.choice.agent_id,
-                        self._lease_ttl_s,
-                        one.priority,
-                        _why(one.choice, one.priority),
-                    )
-                    for one in decided.placements
-                ],
+        grants = [
+            schedule.Grant(
+                one.task.task_id,
+                one.choice.agent_id,
+                self._lease_ttl_s,
+                one.priority,
+                _why(one.choice, one.priority),
             )
+            for one in decided.placements
+        ]
+        async with lead.deciding() as (connection, token):
+            granted = await schedule.grant(connection, token, grants, write_clocks(clocks))
         self._clocks = clocks
         self.counts["granted"] += len(granted)
-        told.tell(ends.Outcome(told=frozenset(one.agent_id for one in granted)))
+        told.leased({one.agent_id: one.number for one in granted})  # the last of each counts
         return len(granted)
 
     async def _make_room(
@@ -180,9 +211,9 @@ class Scheduler:
         waiting: Sequence[snapshot.Task],
         executors: Sequence[snapshot.Executor],
     ) -> None:
-        """Ask less urgent tasks to stop, if there are such; not at each pass, for that they are looked up."""
+        """Ask less urgent tasks to stop, if there are such."""
         urgency = max(task.priority for task in waiting)
-        if urgency == 0 or time.monotonic() < self._preempted + self._policy.preempt_every_s:
+        if urgency == 0:
             return
         self._preempted = time.monotonic()
         async with self._connections.connection() as connection:

@@ -6,7 +6,7 @@ its own kind.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -39,6 +39,28 @@ class Class(NamedTuple):
     origin_agent: int
     home: str | None
     """The site of the origin."""
+
+
+class Known:
+    """Classes that have been looked up. They never change, so each is looked up once."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Class] = {}
+
+    def __iter__(self) -> Iterator[Class]:
+        return iter(self._by_id.values())
+
+    def __getitem__(self, class_id: int) -> Class:
+        return self._by_id[class_id]
+
+    async def learn(self, connection: pool.Connection, class_ids: Collection[int]) -> None:
+        """Look up those of `class_ids` that are not known."""
+        if missing := [class_id for class_id in class_ids if class_id not in self._by_id]:
+            self._by_id |= await select(connection, missing)
+
+    def forget(self) -> None:
+        """The database may have been put back to an older state, and count its classes anew from there."""
+        self._by_id.clear()
 
 
 _known: Final[WeakKeyDictionary[pool.Connection, dict[Key, int]]] = WeakKeyDictionary()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -69,10 +72,36 @@ def open_pool(dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: floa
         timeout=timeout_s,
         reconnect_timeout=_RECONNECT_S,
         configure=_configure,
-        check=psycopg_pool.AsyncConnectionPool.check_connection,
+        check=_check,
         name="store",
         open=False,
     )
+
+
+@asynccontextmanager
+async def statement(connections: Pool) -> AsyncIterator[Connection]:
+    """A connection for single statements, each a transaction of its own: one round trip instead of three."""
+    async with connections.connection() as connection:
+        await connection.set_autocommit(True)
+        try:
+            yield connection
+        finally:
+            if connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+                await connection.set_autocommit(False)
+            else:  # cancelled in the middle of a statement, or lost: the pool makes another
+                await connection.close()
+
+
+async def _check(connection: Connection) -> None:
+    """Before a connection is lent: ask PostgreSQL only if it has said something that nobody asked for.
+
+    One that has gone has closed its end, or said why: either makes the socket readable. Of a machine that
+    vanished neither this nor a question would tell before the network's time is up.
+    """
+    watched = select.poll()
+    watched.register(connection.pgconn.socket, select.POLLIN)
+    if watched.poll(0):
+        await psycopg_pool.AsyncConnectionPool.check_connection(connection)
 
 
 class _Pool(psycopg_pool.AsyncConnectionPool[Connection]):

@@ -8,13 +8,10 @@ from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from cloud_hub.scheduler import snapshot
-from cloud_hub.store import classes, ends, ids, outgoing, pool, sql, verdicts
+from cloud_hub.store import classes, ends, ids, leadership, outgoing, pool, sql, verdicts
 from shared import tasks, wire
 
 _SQL: Final = sql.load("schedule")
-
-LEAST: Final = 8
-"""So many tasks of each class and priority are looked at, at least."""
 
 
 class Grant(NamedTuple):
@@ -35,6 +32,8 @@ class Granted(NamedTuple):
     task_id: bytes
     agent_id: int
     attempt: int
+    number: int
+    """Of its record on the agent's lane of leases."""
 
 
 class Renewal(NamedTuple):
@@ -53,44 +52,51 @@ async def ripen(connection: pool.Connection) -> None:
 async def heads(
     connection: pool.Connection,
     rows: int,
-    models: Collection[str],
+    known: classes.Known,
     *,
-    closed_queues: Collection[str] = (),
+    passed_over: Collection[int] = (),
+    without_room: Collection[int] = (),
+    few: int = 0,
+    rules: snapshot.Rules | None = None,
 ) -> list[snapshot.Head]:
-    """The first waiting tasks of each class and priority, about `rows` in all: so many that run `models`.
+    """The first waiting tasks of each class and priority, about `rows` in all, most of them the most urgent.
 
-    Costs the same at any depth of the queue. Tasks of `closed_queues` are left out.
+    Costs the same at any depth of the queue. Classes (ids) in `passed_over` are left out; of those
+    `without_room`, which take nothing from the `rows`, `few` tasks of each are read.
     """
+    rules = rules or snapshot.Rules()
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(
             _SQL["heads"],
             {
                 "rows": rows,
-                "least": LEAST,
-                "models": list(models),
-                "closed_queues": list(closed_queues),
+                "few": few,
+                "passed_over": list(passed_over),
+                "without_room": list(without_room),
+                "aging_s": rules.aging_s,
+                "aging_cap": rules.aging_cap,
             },
         )
         found = await cursor.fetchall()
-    known = await classes.select(connection, {row[0] for row in found})
+    await known.learn(connection, {row[0] for row in found})
     heads = []
     for (class_id, priority, queued), rows_ in itertools.groupby(found, key=operator.itemgetter(0, 1, 2)):
         kind = known[class_id]
         version, origin = kind.version or None, kind.origin_agent or None
         its = [
             snapshot.Task(
-                task_id=task_id,
-                class_id=class_id,
-                model=kind.model,
-                version=version,
-                queue=kind.queue,
-                selector=kind.selector,
-                priority=priority,
-                items=items,
-                payload_bytes=payload_bytes,
-                waited_s=waited_s,
-                origin_agent=origin,
-                home=kind.home,
+                task_id,
+                class_id,
+                kind.model,
+                version,
+                kind.queue,
+                kind.selector,
+                priority,
+                items,
+                payload_bytes,
+                waited_s,
+                origin,
+                kind.home,
             )
             for _, _, _, task_id, items, payload_bytes, waited_s in rows_
         ]
@@ -98,15 +104,22 @@ async def heads(
     return heads
 
 
-async def grant(connection: pool.Connection, grants: Sequence[Grant]) -> list[Granted]:
+async def grant(
+    connection: pool.Connection, token: int, grants: Sequence[Grant], fair: str | None = None
+) -> list[Granted]:
     """Lease tasks to agents: QUEUED becomes PROCESSING, and a record goes on the agent's lane of leases.
 
-    A task that is no longer queued, or that somebody else is just granting, is left out.
+    A task that is no longer queued, or that somebody else is just granting, is left out. In the order of
+    `grants`. With them the clocks `fair` are kept. Raises leadership.Deposed if `token` is not the newest.
     """
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(
             _SQL["grant"],
             {
+                "token": token,
+                "fair": fair,
+                "lane": str(outgoing.LEASES),
+                "kind": wire.LEASES.name,
                 "task_ids": ids.array(grant.task_id for grant in grants),
                 "agent_ids": [grant.agent_id for grant in grants],
                 "ttls": [grant.ttl_s for grant in grants],
@@ -114,17 +127,10 @@ async def grant(connection: pool.Connection, grants: Sequence[Grant]) -> list[Gr
                 "whys": [grant.why for grant in grants],
             },
         )
-        granted = [Granted(*row) for row in await cursor.fetchall()]
-    await outgoing.append(
-        connection,
-        [
-            outgoing.Record(
-                lease.agent_id, outgoing.LEASES, wire.LEASES, task_id=lease.task_id, attempt=lease.attempt
-            )
-            for lease in granted
-        ],
-    )
-    return granted
+        rows = await cursor.fetchall()
+    if not rows:
+        raise leadership.Deposed(f"the scheduler with token {token} was succeeded")
+    return [Granted(*row) for row in rows if row[0] is not None]
 
 
 async def renew(connection: pool.Connection, agent_id: int, renewals: Sequence[Renewal], ttl_s: float) -> int:

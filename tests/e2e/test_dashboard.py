@@ -20,7 +20,7 @@ from cloud_hub.store import agents, apply, schedule
 from cloud_hub.store import tasks as task_store
 from demo import servers
 from shared import tasks, topics, wire
-from tests.integration import api_server
+from tests.integration import api_server, stores
 from tests.integration.api_server import PRESS_A, Served, join, model, record, results, telemetry
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's, which takes long to start
@@ -94,7 +94,7 @@ async def put_a_dead_letter(hub: Served, error: str = "the model takes 3 channel
     task_id = await hub.submit()
     async with hub.pool.connection() as connection:
         agent_id = (await agents.seen(connection, PRESS_A, 1)).agent_id
-        await schedule.grant(connection, [schedule.Grant(tasks.parse_id(task_id), agent_id, 30.0)])
+        await stores.lease(connection, [schedule.Grant(tasks.parse_id(task_id), agent_id, 30.0)])
         ended = {
             "attempt": [1],
             "state": ["FAILED"],
@@ -268,7 +268,7 @@ async def test_a_task_says_why_it_waits(hub: Served, browser: Browser) -> None:
     noted = {"predicted_s": 0.9, "able": 2, "others": [[other, 1.4]]}
     task_id = tasks.parse_id(await hub.submit())
     async with hub.pool.connection() as connection:
-        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 30.0, 5, json.dumps(noted))])
+        await stores.lease(connection, [schedule.Grant(task_id, agent_id, 30.0, 5, json.dumps(noted))])
     await hub.submit(model="ocr")
     async with opened(browser, hub.url) as watched:
         page = watched.page

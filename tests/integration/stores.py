@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cloud_hub.store import agents, migrate, pool, schedule, tasks
+from cloud_hub.store import agents, classes, leadership, migrate, pool, schedule, tasks
 from shared import jobs, topics, wire
 from shared import tasks as words
 
@@ -50,17 +50,22 @@ async def submit(connection: pool.Connection, count: int = 1, **fields: Any) -> 
 async def waiting(connection: pool.Connection, *, model: str = "faces") -> list[bytes]:
     """The tasks that may be granted now, the most urgent first, and of one priority the oldest."""
     await schedule.ripen(connection)
-    heads = await schedule.heads(connection, 1000, [model])
-    found = sorted((-task.priority, task.task_id) for head in heads for task in head.tasks)
+    heads = await schedule.heads(connection, 1_000_000, classes.Known())
+    found = sorted(
+        (-task.priority, task.task_id) for head in heads for task in head.tasks if task.model == model
+    )
     return [task_id for _, task_id in found]
 
 
 async def grant(
     connection: pool.Connection, task_ids: Sequence[bytes], agent_id: int, ttl_s: float = 60.0
 ) -> list[schedule.Granted]:
-    return await schedule.grant(
-        connection, [schedule.Grant(task_id, agent_id, ttl_s) for task_id in task_ids]
-    )
+    return await lease(connection, [schedule.Grant(task_id, agent_id, ttl_s) for task_id in task_ids])
+
+
+async def lease(connection: pool.Connection, grants: Sequence[schedule.Grant]) -> list[schedule.Granted]:
+    """Make leases as whoever leads."""
+    return await schedule.grant(connection, (await leadership.leader(connection)).token, grants)
 
 
 async def get(connection: pool.Connection, task_id: bytes) -> tasks.Task:

@@ -51,7 +51,7 @@ async def grant(hub: Served, task_id: str, agent_id: int, why: Any = WHY) -> Non
     text = why if isinstance(why, str) else json.dumps(why)
     async with hub.pool.connection() as connection:
         grants = [schedule.Grant(tasks.parse_id(task_id), agent_id, 30.0, 6, text)]
-        assert await schedule.grant(connection, grants)
+        assert await stores.lease(connection, grants)
 
 
 def codes(waiting: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from cloud_hub.api import context, fleet_view
 from cloud_hub.store import lanes as lane_store
 from cloud_hub.store import schedule
 from shared import lanes, signals, tasks, topics
-from tests.integration import api_server
+from tests.integration import api_server, stores
 from tests.integration.api_server import PRESS_A, Served, join, model, record, results, telemetry
 
 AGENT = "/v1/agents/lyon/press-a"
@@ -122,7 +122,7 @@ async def test_leases_are_counted_and_shown_at_their_tasks(hub: Served) -> None:
     agent_id = await join(hub.pool)
     task_id = await hub.submit()
     async with hub.pool.connection() as connection:
-        await schedule.grant(connection, [schedule.Grant(tasks.parse_id(task_id), agent_id, 30.0)])
+        await stores.lease(connection, [schedule.Grant(tasks.parse_id(task_id), agent_id, 30.0)])
     agent = (await hub.client.get(AGENT)).json()
     assert agent["leases"] == 1
     assert {lane["lane"] for lane in agent["lanes"] if lane["direction"] == "down"} == {"leases.1"}
@@ -149,7 +149,7 @@ async def test_a_drain_with_a_limit_puts_back_what_still_runs(hub: Served) -> No
     agent_id = await join(hub.pool)
     task_id = tasks.parse_id(await hub.submit())
     async with hub.pool.connection() as connection:
-        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 30.0)])
+        await stores.lease(connection, [schedule.Grant(task_id, agent_id, 30.0)])
     commands = "SELECT task_id, attempt, body ->> 'command' FROM outgoing WHERE lane = 'commands.1'"
     await hub.client.post(f"{AGENT}/drain")
     await hub.client.post(f"{AGENT}/drain", params={"within_s": 60})
@@ -172,7 +172,7 @@ async def test_resume_forgets_the_limit(hub: Served) -> None:
     await hub.client.post(f"{AGENT}/resume")
     task_id = tasks.parse_id(await hub.submit())
     async with hub.pool.connection() as connection:
-        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 30.0)])
+        await stores.lease(connection, [schedule.Grant(task_id, agent_id, 30.0)])
     await asyncio.sleep(0.6)
     assert await hub.rows("SELECT count(*) FROM outgoing WHERE lane = 'commands.1'") == [(0,)]
 

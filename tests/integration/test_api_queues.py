@@ -131,7 +131,7 @@ async def test_the_list_says_what_waits_and_what_runs(hub: Served) -> None:
     await send(hub, 7, 7, 2)
     running = await hub.submit(queue="line-4")
     async with hub.pool.connection() as connection:
-        await schedule.grant(connection, [schedule.Grant(tasks.parse_id(running), agent_id, 30.0)])
+        await stores.lease(connection, [schedule.Grant(tasks.parse_id(running), agent_id, 30.0)])
         await connection.execute("UPDATE tasks SET submitted_at = now() - interval '90 s' WHERE priority = 2")
     found = {one["name"]: one for one in (await hub.client.get("/v1/queues")).json()["queues"]}
     assert list(found) == ["archive", "line-4"]
@@ -169,7 +169,7 @@ async def test_room_is_made_by_whatever_leaves_the_queue(hub: Served) -> None:
     assert (await send(hub, 5)).status_code == 202
     async with hub.pool.connection() as connection:
         agent_id = (await agents.seen(connection, PRESS_A, 1)).agent_id
-        await schedule.grant(connection, [schedule.Grant(tasks.parse_id(second), agent_id, 30.0)])
+        await stores.lease(connection, [schedule.Grant(tasks.parse_id(second), agent_id, 30.0)])
     assert (await send(hub, 5)).status_code == 202
     assert (await send(hub, 5)).status_code == 429
 

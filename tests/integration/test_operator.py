@@ -20,7 +20,7 @@ from cloud_hub import events
 from cloud_hub.operator import client, command, options
 from cloud_hub.store import apply, schedule
 from shared import tasks, topics, wire
-from tests.integration import api_server
+from tests.integration import api_server, stores
 from tests.integration.api_server import Served, join, jpeg, png, record, results, telemetry
 
 
@@ -65,7 +65,7 @@ async def backhaul(hub: Served | None, *words: str, **env: str) -> Ran:
 async def run_one(hub: Served, task_id: bytes, agent_id: int, **columns: Any) -> None:
     """Do what an agent does with a task: hold its lease, send its result, tell how it ended."""
     async with hub.pool.connection() as connection:
-        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 30.0)])
+        await stores.lease(connection, [schedule.Grant(task_id, agent_id, 30.0)])
     rows = results(1, task_id=[task_id], attempt=1, **columns)
     ended = wire.build(
         wire.ATTEMPTS,
@@ -92,9 +92,13 @@ async def working(hub: Served, **columns: Any) -> AsyncIterator[None]:
     async def work() -> None:
         while True:
             async with hub.pool.connection() as connection:
-                heads = await schedule.heads(connection, 100, ["defects", "ocr"])
-            for task in (task for head in heads for task in head.tasks):
-                await run_one(hub, task.task_id, agent_id, **columns)
+                waiting = [
+                    task_id
+                    for model in ("defects", "ocr")
+                    for task_id in await stores.waiting(connection, model=model)
+                ]
+            for task_id in waiting:
+                await run_one(hub, task_id, agent_id, **columns)
             await asyncio.sleep(0.01)
 
     running = asyncio.create_task(work())
@@ -353,7 +357,7 @@ async def test_why_tells_in_words(hub: Served) -> None:
         tasks.parse_id(task_id), agent_id, 30.0, 5, json.dumps(noted | {"others": [[other, 1.4]]})
     )
     async with hub.pool.connection() as connection:
-        await schedule.grant(connection, [grant])
+        await stores.lease(connection, [grant])
     running = (await backhaul(hub, "why", task_id)).out
     for seen in ("went to lyon/press-a", "900 ms", "lyon/press-b in 1 s", "moon: full", "It runs."):
         assert seen in running, running

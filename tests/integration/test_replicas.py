@@ -188,8 +188,8 @@ async def test_a_share_moves_when_a_hub_comes_and_goes(
                 told = await lane_store.command(
                     connection, [member.agent_id for member in first.fleet], "cancel"
                 )
-            first.gateway.wake_lanes(told)
-            second.gateway.wake_lanes(told)
+            first.gateway.wake(told)
+            second.gateway.wake(told)
             await asyncio.sleep(0.02)
 
     async def visit(hub: played.Hub) -> None:
@@ -236,7 +236,7 @@ async def test_two_hubs_that_both_serve_an_agent_do_no_harm(
                     connection, [member.agent_id for member in both[0].fleet], "cancel"
                 )
             for hub in both if turn % 3 else both[:1]:
-                hub.gateway.wake_lanes(told)
+                hub.gateway.wake(told)
             await asyncio.sleep(0.02)
         await until_committed(connections, 900)
         await until(lambda: all(agent.got[lane_store.COMMANDS] == 30 for agent in agents))
@@ -261,7 +261,7 @@ async def test_words_to_an_epoch_that_is_over_are_not_looked_for(
         assert member is not None
         async with connections.connection() as connection:
             told = await lane_store.command(connection, [member.agent_id], "cancel")
-        hub.gateway.wake_lanes(told)
+        hub.gateway.wake(told)
         async with running(heir):
             await until(lambda: heir.heard > 0)
             await broker.restart()  # so that what is not acknowledged is sent again

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from cloud_hub.store import agents, apply, lanes, pool, schedule, tasks
+from cloud_hub.store import agents, apply, classes, lanes, pool, schedule, tasks
 from shared import lanes as protocol
 from shared import tasks as words
 from shared import topics, wire
@@ -274,7 +274,7 @@ async def test_what_is_handed_over_keeps_its_words(connections: pool.Pool) -> No
         )
         await apply.tasks(connection, origin, record)
         await apply.tasks(connection, origin, stores.handed_over(plain, priority=1))
-        heads = await schedule.heads(connection, 10, ["faces"])
+        heads = await schedule.heads(connection, 10, classes.Known())
         assert [(t.priority, t.origin_agent, t.home, t.payload_bytes) for h in heads for t in h.tasks] == [
             (8, origin, "lyon", 7),
             (1, origin, "lyon", 7),

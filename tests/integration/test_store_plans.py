@@ -197,8 +197,8 @@ async def test_lists_read_no_more_than_they_show(connection: pool.Connection) ->
 async def test_heads_cost_the_same_at_any_depth(database: str) -> None:
     """The pages that are read for the next tasks do not grow with the queue behind them."""
     block = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql.load("schedule")["heads"]
-    models = [f"model-{n}" for n in range(3)]
-    parameters = {"rows": 500, "least": 8, "models": models, "closed_queues": []}
+    parameters: dict[str, Any] = {"rows": 500, "few": 8, "passed_over": [], "without_room": [1, 2]}
+    parameters |= {"aging_s": 300.0, "aging_cap": 9}
     pages = []
     await migrate.migrate(database)
     async with await pool.connect(database) as connection:

@@ -1,12 +1,15 @@
 """Heads and depths, grants, leases and their loss, and who may decide."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
+from cloud_hub.scheduler import snapshot
 from cloud_hub.store import apply, classes, leadership, outgoing, pool, schedule, tasks
 from shared import tasks as words
 from shared.tasks import State
@@ -20,8 +23,8 @@ async def connections(database: str) -> AsyncIterator[pool.Pool]:
 
 
 async def test_the_heads_are_the_first_tasks_of_each_class_and_priority(connections: pool.Pool) -> None:
-    """Of every class and priority the oldest tasks and the exact depth; of the models asked for, and not of
-    closed queues."""
+    """Of every class and priority the oldest tasks and the exact depth; none of the classes passed over, few
+    of those without room; and the wanted rows go to the most urgent, with one of each of the others."""
     chance = random.Random(7)
     wanted = [
         stores.submission(
@@ -32,26 +35,64 @@ async def test_the_heads_are_the_first_tasks_of_each_class_and_priority(connecti
         )
         for _ in range(1500)
     ]
+    expected: dict[tuple[str, str, str, int], list[bytes]] = {}
+    for one in wanted:
+        said = one.job.metadata
+        key = (one.job.model, said.queue, said.selector or "", one.job.priority)
+        expected.setdefault(key, []).append(one.task_id)
+    known = classes.Known()
+
+    async def heads(**more: Any) -> dict[tuple[str, str, str, int], snapshot.Head]:
+        found = await schedule.heads(connection, 240, known, **more)
+        for head in found:
+            assert {task.class_id for task in head.tasks} == {head.class_id}
+        return {
+            (
+                known[head.class_id].model,
+                known[head.class_id].queue,
+                known[head.class_id].selector,
+                head.priority,
+            ): head
+            for head in found
+        }
+
     async with connections.connection() as connection:
         await tasks.submit(connection, wanted)
-        for models, closed in ((["faces", "gears"], []), (["gears"], []), (["gears", "faces"], ["night"])):
-            expected: dict[tuple[str, str, str, int], list[bytes]] = {}
-            for one in wanted:
-                said = one.job.metadata
-                if one.job.model in models and said.queue not in closed:
-                    key = (one.job.model, said.queue, said.selector or "", one.job.priority)
-                    expected.setdefault(key, []).append(one.task_id)
-            heads = await schedule.heads(connection, 480, models, closed_queues=closed)
-            each = max(schedule.LEAST, 480 // len(heads))
-            found = {
-                (head.tasks[0].model, head.tasks[0].queue, head.tasks[0].selector, head.priority): (
-                    head.queued,
-                    [task.task_id for task in head.tasks],
-                )
-                for head in heads
-            }
-            assert found == {key: (len(ids), ids[:each]) for key, ids in expected.items()}
-        assert await schedule.heads(connection, 480, []) == []
+        found = await heads()
+        assert {key: head.queued for key, head in found.items()} == {
+            key: len(ids) for key, ids in expected.items()
+        }
+        left = 240
+        for priority in range(9, -1, -1):
+            level = [key for key in expected if key[-1] == priority]
+            each = max(1, math.ceil(left / len(level)))
+            for key in level:
+                assert [task.task_id for task in found[key].tasks] == expected[key][:each]
+            left -= sum(len(expected[key]) for key in level)
+        assert left < 0
+        aside = [one.class_id for one in known if one.queue == "night"]
+        assert not any(queue == "night" for _, queue, _, _ in await heads(passed_over=aside))
+        for few in (0, 3):
+            found = await heads(without_room=aside, few=few)
+            counts = {len(head.tasks) for (_, queue, _, _), head in found.items() if queue == "night"}
+            assert counts == ({few} if few else set())
+        assert await heads(passed_over=[one.class_id for one in known]) == {}
+
+
+async def test_a_task_that_waited_long_is_read_with_the_more_urgent(connections: pool.Pool) -> None:
+    """The rows go by effective priority: so what is old comes to its turn as soon as its wait says."""
+    known = classes.Known()
+    async with connections.connection() as connection:
+        old = await stores.submit(connection, 50, priority=1)
+        await stores.submit(connection, 50, priority=5)
+        rules = snapshot.Rules(aging_s=100.0, aging_cap=9)
+        for waited_s, most in ((0, 1), (900, 20)):
+            await connection.execute(
+                "UPDATE tasks SET submitted_at = now() - make_interval(secs => %s) WHERE priority = 1",
+                [waited_s],
+            )
+            found = {head.priority: head for head in await schedule.heads(connection, 20, known, rules=rules)}
+            assert [task.task_id for task in found[1].tasks] == old[:most]
 
 
 async def test_depths_are_exact_whatever_happens(connections: pool.Pool) -> None:
@@ -117,13 +158,14 @@ async def test_a_grant_makes_a_lease_and_a_record(connections: pool.Pool) -> Non
         task_ids = await stores.submit(connection, 5)
         unknown = stores.submission().task_id
         grants = [schedule.Grant(t, one if n % 2 else other, 30) for n, t in enumerate([*task_ids, unknown])]
-        granted = await schedule.grant(connection, grants)
-        assert sorted(granted) == sorted((g.task_id, g.agent_id, 1) for g in grants[:-1])
+        granted = await stores.lease(connection, grants)
+        numbers = [1, 1, 2, 2, 3]  # in the order of the wishes, on each agent's own lane
+        assert granted == [(g.task_id, g.agent_id, 1, n) for g, n in zip(grants, numbers, strict=False)]
         assert await schedule.outstanding(connection) == {one: 2, other: 3}
         assert await stores.waiting(connection) == []
         assert {(await stores.get(connection, t)).state for t in task_ids} == {State.PROCESSING}
-        assert await schedule.grant(connection, grants) == [], "who has it keeps it"
-        assert await schedule.grant(connection, []) == []
+        assert await stores.lease(connection, grants) == [], "who has it keeps it"
+        assert await stores.lease(connection, []) == []
 
 
 async def test_concurrent_grants_never_make_two_leases(connections: pool.Pool) -> None:
@@ -145,7 +187,7 @@ async def test_concurrent_grants_never_make_two_leases(connections: pool.Pool) -
     assert {lease.attempt for lease in granted} == {1}
     async with connections.connection() as connection:
         cursor = await connection.execute("SELECT task_id, agent_id, attempt FROM leases")
-        assert sorted(await cursor.fetchall()) == sorted(granted)
+        assert sorted(await cursor.fetchall()) == sorted(lease[:3] for lease in granted)
         assert await stores.scalar(connection, b"SELECT count(*) FROM outgoing") == 400
 
 
@@ -218,7 +260,7 @@ async def test_who_might_make_room(connections: pool.Pool) -> None:
         one, other = await stores.agent(connection, "one"), await stores.agent(connection, "other")
         task_ids = await stores.submit(connection, 4, items=10)
         for task_id, agent_id, priority in zip(task_ids, (one, one, one, other), (3, 5, 3, 1), strict=True):
-            await schedule.grant(connection, [schedule.Grant(task_id, agent_id, 60, priority)])
+            await stores.lease(connection, [schedule.Grant(task_id, agent_id, 60, priority)])
             await connection.commit()
         held = await schedule.held(connection, 5, [one])
         assert [(lease.task_id, lease.priority) for lease in held] == [(task_ids[2], 3), (task_ids[0], 3)]
@@ -238,7 +280,7 @@ async def test_a_decision_is_kept_with_its_attempt(connections: pool.Pool) -> No
     async with connections.connection() as connection:
         agent_id = await stores.agent(connection)
         (task_id,) = await stores.submit(connection)
-        await schedule.grant(connection, [schedule.Grant(task_id, agent_id, -1, 7, '{"able": 2}')])
+        await stores.lease(connection, [schedule.Grant(task_id, agent_id, -1, 7, '{"able": 2}')])
         why = b"SELECT why FROM leases UNION ALL SELECT why FROM attempts"
         assert await stores.scalar(connection, why) == '{"able": 2}'
         await schedule.expire(connection)
