@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -46,7 +47,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: remote.Producer) -> 
 
 
 def pytest_configure() -> None:
-    """Give each of several workers ports of its own."""
+    """Give each of several workers ports of its own; let no example fail for being slow beside the others."""
+    hypothesis.settings.register_profile("busy machine", deadline=None)
+    if os.environ.get("CI") != "true":  # where Hypothesis has a profile that does so too
+        hypothesis.settings.load_profile("busy machine")
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         ports.keep_to(int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 

@@ -18,7 +18,7 @@ import pytest
 
 from cloud_hub import replicas
 from cloud_hub.store import hubs as hub_store
-from demo import program, servers
+from demo import background, program, servers
 from shared import topics
 from tests.integration import agents
 from tests.integration.agents import MODEL
@@ -120,10 +120,10 @@ async def floor(
         for site in SITES:
             (tmp_path / site).mkdir()
             edges.append(agents.agent(tmp_path / site, broker, cloud, site=site))
-        await stack.enter_async_context(agents.running(hubs[0]))  # which migrates the database
-        async with asyncio.TaskGroup() as group:
-            for one in (*hubs[1:], *edges):
-                group.create_task(stack.enter_async_context(agents.running(one)))
+        everything = [*hubs, *edges]
+        stack.push_async_callback(lambda: background.together(one.close() for one in everything))
+        await hubs[0].start()  # which migrates the database
+        await background.together(one.start() for one in everything[1:])
         floor = Floor(hubs, edges, broker, database)
         await floor.all_live(3)
         yield floor
