@@ -15,7 +15,7 @@ from typing import Final
 
 from rich import markup
 
-from benchmarks import figures
+from benchmarks import figures, through
 from benchmarks.queues import peer, way
 from demo import servers
 
@@ -29,6 +29,7 @@ INSTALL: Final = ".venv/bin/pip install -c constraints.txt -e '.[bench]'"
 def ways(place: way.Place) -> list[way.Way]:
     """All ways that can be measured here, in the order of the table."""
     return [
+        through.Through(place),
         *(peer.Peer(kind, place) for kind in peer.KINDS if kind.installed),
     ]
 

@@ -23,12 +23,10 @@ from typing import Any, Final
 
 import psycopg
 
-from benchmarks import figures, noop, plain_copy, stock, worker
+from benchmarks import figures, plain_copy, programs, stock, worker
 from cloud_hub.store import migrate, pool
 from demo import program, servers
-from shared import topics
 
-AGENT: Final = topics.Agent("cloud", "pool-1")
 BATCH: Final = 500
 RATE_PER_S: Final = 500.0
 ELSEWHERE: Final = "site=elsewhere"
@@ -74,12 +72,11 @@ class Bench:
         broker: servers.Mosquitto,
         redis: servers.Valkey,
     ) -> None:
-        self._directory = directory
         self._sizes = sizes
         self._postgres = postgres
         self._broker = broker
         self._redis = redis
-        noop.write_model(directory / "models")
+        self._programs = programs.Programs(directory, broker, redis)
 
     async def prepare(self) -> None:
         await migrate.migrate(self._postgres.dsn)
@@ -117,12 +114,12 @@ class Bench:
 
     async def lease_ms(self, depth: int) -> list[float]:
         """Milliseconds from request to lease, with so many tasks queued beside."""
-        async with self._hub(depth) as hub, self._agent():
+        async with self._hub(depth) as hub, self._programs.agent():
             told = await self._rest(
                 "trickle",
                 hub,
                 broker=self._broker.port,
-                agent=AGENT,
+                agent=programs.AGENT,
                 rate_per_s=RATE_PER_S,
                 count=self._sizes.leases,
                 warm=self._sizes.warm,
@@ -140,41 +137,8 @@ class Bench:
             await stock.fill(connection, depth, ELSEWHERE)
         async with await psycopg.AsyncConnection.connect(self._postgres.dsn, autocommit=True) as connection:
             await connection.execute("CHECKPOINT")  # of the filling: it is not what is measured
-        hub = program.Program("hub", ["cloud-hub", "serve"], self._directory / "hub.toml")
-        hub.configure(
-            {
-                "database": self._postgres.dsn,
-                "redis": self._redis.url,
-                "broker": {"host": self._broker.host, "port": self._broker.port},
-            }
-        )
-        async with _running(hub):
+        async with self._programs.hub(self._postgres.dsn) as hub:
             yield hub
-
-    @contextlib.asynccontextmanager
-    async def _agent(self) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(dir=self._directory) as state:
-            agent = program.Program("agent", ["edge-agent", "run"], Path(state) / "agent.toml")
-            agent.configure(
-                {
-                    "site": AGENT.site,
-                    "name": AGENT.name,
-                    "state": "state",
-                    "models": str(self._directory / "models"),
-                    "uplink_broker": {"host": self._broker.host, "port": self._broker.port},
-                }
-            )
-            async with _running(agent):
-                yield
-
-
-@contextlib.asynccontextmanager
-async def _running(one: program.Program) -> AsyncIterator[None]:
-    try:
-        await one.start()
-        yield
-    finally:
-        await one.close()
 
 
 async def _told(module: str, given: dict[str, Any]) -> Any:

@@ -72,7 +72,7 @@ async def test_connections_that_died_unnoticed_are_replaced(database: str) -> No
     async with stores.fresh(database) as connections:
         async with connections.connection() as connection:
             agent_id = await stores.agent(connection)
-            cut = b"SELECT pg_terminate_backend(%s)"
+            cut = b"SELECT pg_terminate_backend(%s, 5000)"  # and wait until it has ended
             victim = connection.info.backend_pid
         async with await pool.connect(database) as other:
             await stores.scalar(other, cut, victim)

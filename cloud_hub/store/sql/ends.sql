@@ -31,8 +31,8 @@ UPDATE tasks t SET
     not_before = now() + make_interval(secs => nullif(c.delay_s, 0)),
     finished_at = CASE WHEN c.state IN ('COMPLETED', 'TERMINATED') THEN now() END
 FROM unnest(
-    %(task_ids)b::uuid[], %(was)s::text[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[],
-    %(items_done)s::int[], %(failures)s::smallint[], %(delays)s::float8[]
+    %(task_ids)b::uuid[], %(was)b::text[], %(states)b::text[], %(reasons)b::text[], %(errors)b::text[],
+    %(items_done)s::int[], %(failures)s::smallint[], %(delays)b::float8[]
 ) AS c (task_id, was, state, reason, error, items_done, failures, delay_s)
 WHERE t.task_id = c.task_id AND t.state = c.was;
 
@@ -45,8 +45,8 @@ SELECT
     r.task_id, r.attempt, %(agent_id)s, l.granted_at, r.state, r.reason, r.error, r.items_done, r.run_us,
     l.why
 FROM unnest(
-    %(task_ids)b::uuid[], %(attempts)s::smallint[], %(states)s::text[], %(reasons)s::text[],
-    %(errors)s::text[], %(items_done)s::int[], %(run_us)s::bigint[]
+    %(task_ids)b::uuid[], %(attempts)s::smallint[], %(states)b::text[], %(reasons)b::text[],
+    %(errors)b::text[], %(items_done)s::int[], %(run_us)s::bigint[]
 ) AS r (task_id, attempt, state, reason, error, items_done, run_us)
 LEFT JOIN leases l USING (task_id, attempt)
 ON CONFLICT (task_id, attempt) DO UPDATE SET
@@ -59,7 +59,7 @@ WHERE a.agent_id = excluded.agent_id;
 WITH released AS (
     DELETE FROM leases l
     USING unnest(
-        %(task_ids)b::uuid[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[], %(items_done)s::int[]
+        %(task_ids)b::uuid[], %(states)b::text[], %(reasons)b::text[], %(errors)b::text[], %(items_done)s::int[]
     ) AS c (task_id, state, reason, error, items_done)
     WHERE l.task_id = c.task_id
     RETURNING

@@ -69,8 +69,8 @@ WITH lead AS (
 ),
 wanted AS (
     SELECT * FROM unnest(
-        %(task_ids)b::uuid[], %(agent_ids)s::int[], %(ttls)s::float8[], %(priorities)s::smallint[],
-        %(whys)s::text[]
+        %(task_ids)b::uuid[], %(agent_ids)s::int[], %(ttls)b::float8[], %(priorities)s::smallint[],
+        %(whys)b::text[]
     ) WITH ORDINALITY AS w (task_id, agent_id, ttl_s, priority, why, position)
 ),
 held AS MATERIALIZED (
@@ -168,7 +168,7 @@ LIMIT %(limit)s;
 -- name: stop
 -- Those that still run as they were seen to are asked to make room; for whom is noted beside why they ran.
 WITH victims AS (
-    SELECT * FROM unnest(%(task_ids)b::uuid[], %(attempts)s::smallint[], %(urgent)s::text[])
+    SELECT * FROM unnest(%(task_ids)b::uuid[], %(attempts)s::smallint[], %(urgent)b::text[])
         AS v (task_id, attempt, urgent)
 ),
 noted AS (

@@ -2,7 +2,7 @@
 -- One row a key, whether it is new or not; a key that another transaction is just claiming is waited
 -- for. In the order of the keys, so that two of these never wait for each other.
 INSERT INTO idempotency_keys AS k (key, task_id)
-SELECT key, task_id FROM unnest(%(keys)s::text[], %(task_ids)b::uuid[]) AS c (key, task_id) ORDER BY key
+SELECT key, task_id FROM unnest(%(keys)b::text[], %(task_ids)b::uuid[]) AS c (key, task_id) ORDER BY key
 ON CONFLICT (key) DO UPDATE SET task_id = k.task_id
 RETURNING key, task_id;
 
@@ -18,9 +18,9 @@ WITH stored AS (
     SELECT * FROM unnest(
         %(task_ids)b::uuid[], %(observed_at)s::timestamptz[], %(deadline_at)s::timestamptz[],
         %(class_id)s::int[], %(timeout_ms)s::bigint[], %(items)s::int[], %(payload_bytes)s::int[],
-        %(priority)s::smallint[], %(max_attempts)s::smallint[], %(model)s::text[], %(queue)s::text[],
-        %(content_type)s::text[], %(version)s::text[], %(device)s::text[], %(traceparent)s::text[],
-        %(idempotency_key)s::text[], %(client_id)s::text[]
+        %(priority)s::smallint[], %(max_attempts)s::smallint[], %(model)b::text[], %(queue)b::text[],
+        %(content_type)b::text[], %(version)b::text[], %(device)b::text[], %(traceparent)b::text[],
+        %(idempotency_key)b::text[], %(client_id)b::text[]
     )
 )
 INSERT INTO payloads (task_id, body) SELECT * FROM unnest(%(task_ids)b::uuid[], %(bodies)b::bytea[]);
