@@ -97,6 +97,7 @@ class Fleet:
                     credits=told.capacity - outstanding.get(member.agent_id, 0),
                     models={(model.name, model.version): model.items_per_s for model in told.models},
                     predicted_wait_s=told.predicted_wait_s,
+                    bytes_per_s=told.down_bytes_per_s,
                 )
             )
         return executors

@@ -126,6 +126,7 @@ class Status:
             to_sync=up.outlet.unacknowledged if up is not None else 0,
             journal_bytes=self._journal.size_bytes,
             link_up_s=round(self._hub.link_up_s, 3),
+            down_bytes_per_s=round(up.speed.bytes_per_s) if up is not None else 0,
             clock_offset_us=self._offset.offset_us,
             clock_error_us=self._offset.error_us,
         )

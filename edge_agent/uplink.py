@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from edge_agent import clock, engine, hub, replies, runner, settings, slices, verdicts, window
+from edge_agent import clock, engine, hub, link_speed, replies, runner, settings, slices, verdicts, window
 from edge_agent.journal import errors, journal, records
 from shared import jobs, lanes, link, outlet, signals, tasks, topics
 
@@ -91,6 +91,7 @@ class Uplink:
         self._beat = asyncio.Event()
         self._connected = asyncio.Event()
         self._back = asyncio.Event()
+        self.speed = link_speed.LinkSpeed()
         self.counts: Counter[str] = Counter()
         self.outlet = outlet.Outlet(
             book,
@@ -215,9 +216,15 @@ class Uplink:
     async def _take(self, message: link.Message) -> None:
         lane = topics.parse(message.topic).lane
         if lane == topics.ACK:
-            await self._acknowledged(signals.decode(signals.Acks, message.payload))
+            told = signals.decode(signals.Acks, message.payload)
+            self._measure(message, told.sent_us)
+            await self._acknowledged(told)
             return
         await self._batch(lanes.Lane.parse(lane), message)
+
+    def _measure(self, message: link.Message, sent_us: int) -> None:
+        arrived_us = clock.wall_us() - round(1e6 * (time.monotonic() - message.arrived))
+        self.speed.arrived(len(message.payload), sent_us, arrived_us)
 
     async def _acknowledged(self, told: signals.Acks) -> None:
         if told.epoch != self._journal.epoch:
@@ -237,6 +244,7 @@ class Uplink:
         header = wire.Header.parse(message.properties)
         if header.epoch != self._journal.epoch:
             return
+        self._measure(message, header.sent_us)
         decision = lanes.Receiver(self._cursors.get(lane, 0)).receive(header.span, header.floor)
         if decision.verdict is lanes.Verdict.APPLY:
             if decision.lost:

@@ -90,6 +90,8 @@ class Telemetry(msgspec.Struct, kw_only=True):
     journal_bytes: int = 0
     link_up_s: float = 0.0
     """Since its link to the cloud's broker was last connected; 0 while it is not."""
+    down_bytes_per_s: float = 0.0
+    """Of the link from the hub to here, measured; 0 until it has carried a large batch."""
     clock_offset_us: int | None = None
     clock_error_us: int | None = None
 

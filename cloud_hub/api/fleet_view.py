@@ -60,6 +60,7 @@ class Telemetry(BaseModel):
     to_sync: int = Field(description="Records that the hub has not acknowledged", examples=[0])
     journal_bytes: int = Field(description="Bytes of its journal on disk", examples=[4194304])
     link_up_s: float = Field(description="How long its link to the broker has been up", examples=[18720.0])
+    down_bytes_per_s: float = Field(description="Of the link from the hub to it, measured; 0 if not yet")
     clock_offset_us: int | None = Field(description="The hub's clock minus its own", examples=[-1200])
     clock_error_us: int | None = Field(description="How far off that may be", examples=[420])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class Message:
     packet_id: int = 0
     deliveries: Deliveries | None = field(default=None, repr=False)
     acknowledged: bool = False
+    arrived: float = field(default_factory=time.monotonic, compare=False)
+    """When it was there whole (s, monotonic)."""
 
     @property
     def stale(self) -> bool:
