@@ -7,10 +7,9 @@ after a restart it fills within one heartbeat, and nothing durable depends on it
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from cloud_hub.scheduler import snapshot
 from shared import signals, tasks, topics
 
 
@@ -64,9 +63,10 @@ class Fleet:
         member.sequence = 0
         self.heard(member)
 
-    def alive(self, member: Member) -> bool:
-        """Present by its word, and heard of lately."""
-        return member.online and time.monotonic() - member.heard < self._silent_after_s
+    def alive(self, member: Member, now: float | None = None) -> bool:
+        """Present by its word, and heard of lately; `now`: monotonic, for who asks of many."""
+        now = time.monotonic() if now is None else now
+        return member.online and now - member.heard < self._silent_after_s
 
     def drain(self, agent_ids: Collection[int]) -> None:
         """These agents get no new work, all others do."""
@@ -81,23 +81,3 @@ class Fleet:
             if member.telemetry is not None
             for lease in member.telemetry.leases
         }
-
-    def executors(self, outstanding: Mapping[int, int]) -> list[snapshot.Executor]:
-        """The agents that may be given work, their credits reduced by the leases they hold."""
-        executors = []
-        for member in self._members.values():
-            told = member.telemetry
-            if told is None or member.draining or not self.alive(member):
-                continue
-            executors.append(
-                snapshot.Executor(
-                    agent_id=member.agent_id,
-                    site=member.agent.site,
-                    labels=told.labels | {"site": member.agent.site, "agent": member.agent.name},
-                    credits=told.capacity - outstanding.get(member.agent_id, 0),
-                    models={(model.name, model.version): model.items_per_s for model in told.models},
-                    predicted_wait_s=told.predicted_wait_s,
-                    bytes_per_s=told.down_bytes_per_s,
-                )
-            )
-        return executors

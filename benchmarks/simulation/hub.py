@@ -15,7 +15,7 @@ from typing import Protocol, overload
 
 from benchmarks.simulation import agents
 from cloud_hub.scheduler import placement, plan, preemption, snapshot
-from shared import fairness
+from shared import fairness, selectors
 
 Kind = tuple[str, str, str, int | None]
 """Model, queue, selector, origin: a class of tasks."""
@@ -323,10 +323,10 @@ class FirstCome:
         able = self._able.get(kind)
         if able is None:
             model, selector = kind
-            wanted = placement.requirements(selector)
+            wanted = selectors.parse(selector)
             able = self._able[kind] = [
                 one
                 for one in self._agents
-                if model in one.s_per_item and all(one.labels.get(key) == value for key, value in wanted)
+                if model in one.s_per_item and selectors.matches(wanted, one.labels)
             ]
         return able

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from cloud_hub.scheduler import snapshot
+from shared import selectors
 
 CONSIDERED: Final = 4
 """So many of the first of a ranking are scored exactly: the choice and its runners-up."""
@@ -54,11 +55,6 @@ class Choice(NamedTuple):
     """How many executors can run it, those without room too."""
     others: tuple[tuple[int, float], ...]
     """The runners-up: (agent, predicted completion), best first."""
-
-
-def requirements(selector: str) -> list[tuple[str, str]]:
-    """The labels that a selector asks for: all of them, so two values of one key match nothing."""
-    return [(key, value) for key, _, value in (part.partition("=") for part in selector.split(",") if part)]
 
 
 class Fleet:
@@ -109,6 +105,24 @@ class Fleet:
             load.advertised_s = predicted_wait_s
         else:
             self._set(load, credits_, predicted_wait_s)
+
+    def credit(self, agent_id: int, credits_: int) -> None:
+        """It would take so many more tasks; what it was given since it reported still waits there."""
+        load = self._loads[agent_id]
+        self._room += max(0, credits_) - max(0, load.credits)
+        load.credits = credits_
+        if credits_ > 0:
+            for seat in load.seats:
+                if seat.entry is None:
+                    seat.rise()
+
+    def speed(self, agent_id: int, model: str, version: str | None) -> float:
+        """Items per second that an executor does of a model; 0 if that is not known."""
+        load = self._loads.get(agent_id)
+        models = load.executor.models.items() if load else ()
+        return max(
+            (its for (name, has), its in models if name == model and version in (None, has)), default=0.0
+        )
 
     def remove(self, agent_id: int) -> None:
         """An executor is no more."""
@@ -202,9 +216,10 @@ class Fleet:
         if pool is None:
             if len(self._pools) >= _KINDS:
                 self._forget()
-            labels = requirements(selector) + ([] if site is None else [("site", site)])
             having = [self._by_model.get(model, set())]
-            having += [self._by_label.get(label, set()) for label in labels]
+            having += [self._by_label.get(label, set()) for label in _labels(selector)]
+            if site is not None:
+                having.append(self._by_label.get(("site", site), set()))
             some = set.intersection(*sorted(having, key=len))
             loads = (self._loads[agent_id] for agent_id in sorted(some))
             able = [load for load in loads if load.runs(model, version)]
@@ -218,6 +233,14 @@ class Fleet:
             for load in self._loads.values():
                 load.memberships.clear()
                 load.seats.clear()
+
+
+def _labels(selector: str) -> Iterable[tuple[str, str]]:
+    """The labels that it asks for. One that cannot be read came past the door somehow: nobody has those."""
+    try:
+        return selectors.parse(selector).items()
+    except selectors.BadSelector:
+        return [("", selector)]
 
 
 def fleet(executors: Iterable[snapshot.Executor] | Fleet, rules: snapshot.Rules) -> Fleet:

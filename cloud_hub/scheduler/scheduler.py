@@ -23,7 +23,7 @@ import msgspec
 
 from cloud_hub import fleet, leader, news, settings
 from cloud_hub import queues as hub_queues
-from cloud_hub.scheduler import placement, plan, preemption, snapshot
+from cloud_hub.scheduler import placement, plan, preemption, readiness, snapshot
 from cloud_hub.store import agents, classes, ends, leadership, pool, schedule
 from shared import backoff, fairness
 
@@ -61,6 +61,9 @@ class Scheduler:
         )
         self._lease_ttl_s = lease_ttl_s
         self._clocks: Clocks = {}
+        self._ready = readiness.Readiness(members, self.rules)
+        self._given: set[int] = set()
+        """Agents (ids) that the last plan gave something."""
         self._classes = classes.Known()
         self._preempted = self._ripened = -math.inf
         self._wake = asyncio.Event()
@@ -111,10 +114,10 @@ class Scheduler:
         """Place what can be placed; True if there may be more to place at once."""
         self._wake.clear()
         async with pool.statement(self._connections) as connection:
-            executors = self._fleet.executors(await schedule.outstanding(connection))
-            ready = placement.Fleet(executors, self.rules)
+            self._ready.refresh(await schedule.outstanding(connection), self._given)
+            ready = self._ready.index
             look_for_room = time.monotonic() >= self._preempted + self._policy.preempt_every_s
-            if not executors or not (ready.room or look_for_room):
+            if not self._ready.agent_ids or not (ready.room or look_for_room):
                 return False
             left = await self._room_of_queues(connection)
             await self._ripen(connection)
@@ -136,9 +139,10 @@ class Scheduler:
             for name in {task.queue for head in heads for task in head.tasks[:1]}
         }
         decided = await self._decide(heads, ready, queues)
+        self._given = {one.choice.agent_id for one in decided.placements}
         granted = await self._grant(lead, decided, told) if decided.placements else 0
         if decided.unplaced and look_for_room:
-            await self._make_room(lead, told, decided.unplaced, executors)
+            await self._make_room(lead, told, decided.unplaced)
         return decided.more and granted > 0
 
     def _aside(self, ready: placement.Fleet, closed: Container[str]) -> tuple[list[int], list[int]]:
@@ -209,7 +213,6 @@ class Scheduler:
         lead: leader.Leader,
         told: news.News,
         waiting: Sequence[snapshot.Task],
-        executors: Sequence[snapshot.Executor],
     ) -> None:
         """Ask less urgent tasks to stop, if there are such."""
         urgency = max(task.priority for task in waiting)
@@ -217,7 +220,7 @@ class Scheduler:
             return
         self._preempted = time.monotonic()
         async with self._connections.connection() as connection:
-            held = await schedule.held(connection, urgency, [one.agent_id for one in executors], HELD)
+            held = await schedule.held(connection, urgency, self._ready.agent_ids, HELD)
         if not held:
             return
         progress = self._fleet.progress()
@@ -230,7 +233,7 @@ class Scheduler:
             )
             for one in held
         ]
-        victims = preemption.victims(waiting, known, executors, self.rules)
+        victims = preemption.victims(waiting, known, self._ready.index, self.rules)
         if not victims:
             return
         by_id = {one.task_id: one for one in known}
@@ -242,28 +245,18 @@ class Scheduler:
                 [one.urgent for one in victims],
             )
             stopped = frozenset(one.agent_id for one in victims)
-        self._refund([by_id[one.task_id] for one in victims], executors, clocks)
+        self._refund([by_id[one.task_id] for one in victims], clocks)
         self._clocks = clocks
         self.counts["preempted"] += len(victims)
         told.tell(ends.Outcome(told=stopped))
 
-    def _refund(
-        self, stopped: Sequence[snapshot.Held], executors: Sequence[snapshot.Executor], clocks: Clocks
-    ) -> None:
+    def _refund(self, stopped: Sequence[snapshot.Held], clocks: Clocks) -> None:
         """A queue is not charged for what its stopped tasks have left: it will be charged again."""
-        speeds = {one.agent_id: one.models for one in executors}
         for one in stopped:
             clock = clocks.get(one.priority)
             if clock is None:
                 continue
-            per_s = max(
-                (
-                    items_per_s
-                    for (model, version), items_per_s in speeds.get(one.agent_id, {}).items()
-                    if model == one.model and one.version in (None, version)
-                ),
-                default=0.0,
-            )
+            per_s = self._ready.index.speed(one.agent_id, one.model, one.version)
             clocks[one.priority] = clock = clock.copy()
             seconds = one.items_left / (per_s or self.rules.unmeasured_items_per_s)
             clock.refund(one.queue, self._queues.weight(one.queue), seconds)

@@ -8,7 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from cloud_hub.scheduler import placement, snapshot
+from cloud_hub.scheduler import snapshot
+from shared import selectors
 
 RULES = snapshot.Rules(aging_s=60.0)
 NO_AGING = snapshot.Rules(aging_s=0)
@@ -84,7 +85,7 @@ def runs(one: snapshot.Executor, task_: snapshot.Task) -> bool:
     """Whether an executor may run a task, by the plain reading of the rules."""
     return any(
         name == task_.model and task_.version in (None, version) for name, version in one.models
-    ) and all(one.labels.get(k) == v for k, v in placement.requirements(task_.selector))
+    ) and selectors.matches(selectors.parse(task_.selector), one.labels)
 
 
 def takers(executors: Iterable[snapshot.Executor], task_: snapshot.Task) -> list[snapshot.Executor]:
