@@ -35,7 +35,7 @@ from cloud_hub import (
 )
 from cloud_hub.api import app, context, submissions
 from cloud_hub.scheduler import scheduler
-from cloud_hub.store import migrate, partitions, pool, tasks
+from cloud_hub.store import hubs, migrate, partitions, pool, tasks
 from shared import backoff, link, topics
 
 log: Final = logging.getLogger(__name__)
@@ -47,12 +47,10 @@ KEEP_HOUSE_S: Final = 3600.0
 class Hub:
     """The parts of a running hub and how they are wired."""
 
-    def __init__(self, policy: settings.Settings, connections: pool.Pool) -> None:
+    def __init__(self, policy: settings.Settings, hub_id: str, connections: pool.Pool) -> None:
         self._policy = policy
         self._connections = connections
-        self._replicas = replicas.Replicas(
-            replicas.hub_id(socket.gethostname(), policy.http.port), policy.database
-        )
+        self._replicas = replicas.Replicas(hub_id, policy.database)
         self._queues = queues.Queues(connections, lambda: max(1, len(self._replicas.live)))
         self.registry = prometheus_client.CollectorRegistry()
         self._events = events.Events()
@@ -181,8 +179,11 @@ async def run(policy: settings.Settings) -> None:
     await _patiently(lambda: migrate.migrate(policy.database), stop)
     if stop.is_set():
         return
-    async with pool.open_pool(policy.database, min_size=2, max_size=policy.connections) as connections:
-        await Hub(policy, connections).run(stop)
+    hub_id = replicas.hub_id(socket.gethostname(), policy.http.port)
+    async with pool.open_pool(
+        policy.database, min_size=2, max_size=policy.connections, session=hubs.session(hub_id)
+    ) as connections:
+        await Hub(policy, hub_id, connections).run(stop)
 
 
 async def _patiently(work: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:

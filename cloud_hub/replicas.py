@@ -14,6 +14,9 @@ two hubs serve one agent, or none does, and neither does harm:
 - By nobody: the agent sends again from the cursor that its next hub tells it; its leases are renewed
   by its next heartbeat, well within their time.
 
+A hub that is missed may have been stopped in the middle of a transaction, with locks that its successors
+wait for. So whoever misses it ends its sessions; if it lives, it begins anew what it had not committed.
+
 So owning an agent is a division of work and not a lock, and nothing waits for agreement.
 """
 
@@ -92,7 +95,7 @@ class Replicas:
         while True:
             try:
                 async with asyncio.timeout(TIMEOUT_S):
-                    connection = await pool.connect(self._dsn)
+                    connection = await pool.connect(self._dsn, hubs.session(self.hub_id))
                 async with connection:
                     await connection.set_autocommit(True)
                     if not begun:  # before the first beat: an earlier run's share is ours at once
@@ -108,6 +111,9 @@ class Replicas:
             while True:
                 async with asyncio.timeout(TIMEOUT_S):
                     live = await hubs.beat(connection, self.hub_id)
+                    if missed := self.live - live:
+                        ended = await hubs.end_sessions(connection, missed)
+                        log.info("%d sessions ended of hubs that went without a word", ended)
                 self._learn(live)
                 await asyncio.sleep(BEAT_S)
         except asyncio.CancelledError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from cloud_hub.store import pool, sql
@@ -14,6 +14,11 @@ FORGET_S: Final = 600.0
 """After which nothing of it is kept."""
 
 _SQL: Final = sql.load("hubs")
+
+
+def session(hub_id: str) -> str:
+    """What the connections of a hub call themselves: short, for PostgreSQL keeps 63 bytes of it."""
+    return f"backhaul/{hub_id.rpartition('/')[2]}"
 
 
 async def beat(connection: pool.Connection, hub_id: str) -> frozenset[str]:
@@ -32,6 +37,17 @@ async def succeed(connection: pool.Connection, hub_id: str, place: str) -> int:
 async def leave(connection: pool.Connection, hub_id: str) -> None:
     """A hub stops: the others need not wait until it is missed."""
     await connection.execute(_SQL["leave"], {"hub_id": hub_id})
+
+
+async def end_sessions(connection: pool.Connection, missed: Collection[str]) -> int:
+    """End what the hubs `missed` have begun, of those that went without a word; returns how many sessions.
+
+    One that was stopped in the middle of a transaction would hold what it has locked, an agent's lane or a
+    client's key, until it wakes up; and within a COPY no time-out of PostgreSQL's ends it.
+    """
+    names = [session(hub_id) for hub_id in missed]
+    whose = {"hub_ids": list(missed), "sessions": names, "live_s": LIVE_S}
+    return (await connection.execute(_SQL["end_sessions"], whose)).rowcount
 
 
 async def waiting(connection: pool.Connection, agent_ids: Sequence[int]) -> dict[int, dict[lanes.Lane, int]]:

@@ -39,8 +39,10 @@ _SETTINGS: Final = {
     "jit": "off",
     "client_min_messages": "warning",
     "timezone": "UTC",
-    "application_name": "backhaul",
 }
+
+SESSION: Final = "backhaul"
+"""What a connection calls itself, if it is not of a hub at work (`hubs.session`)."""
 
 _NETWORK: Final[dict[str, Any]] = {
     "connect_timeout": 5,
@@ -57,16 +59,19 @@ connection in such a pause waits it out, however long PostgreSQL has been back: 
 and after them whoever asks next makes the pool try at once."""
 
 
-def open_pool(dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: float = 10.0) -> Pool:
+def open_pool(
+    dsn: str, *, min_size: int = 1, max_size: int = 8, timeout_s: float = 10.0, session: str = SESSION
+) -> Pool:
     """A pool, not yet open: use it as `async with pool.open_pool(dsn) as connections`.
 
     `async with connections.connection() as connection` lends one for a transaction, which is committed
     when the block is left, or rolled back if by an error. One that broke is replaced; while none can
-    be had for `timeout_s`, PoolTimeout is raised, which is one of UNAVAILABLE.
+    be had for `timeout_s`, PoolTimeout is raised, which is one of UNAVAILABLE. PostgreSQL knows them all
+    by the name `session`.
     """
     return _Pool(
         dsn,
-        kwargs=_NETWORK,
+        kwargs=_NETWORK | {"application_name": session},
         min_size=min_size,
         max_size=max_size,
         timeout=timeout_s,
@@ -121,9 +126,9 @@ class _Pool(psycopg_pool.AsyncConnectionPool[Connection]):
         return connection
 
 
-async def connect(dsn: str) -> Connection:
+async def connect(dsn: str, session: str = SESSION) -> Connection:
     """One connection outside of a pool, set up as those in it."""
-    connection = await psycopg.AsyncConnection.connect(dsn, **_NETWORK)
+    connection = await psycopg.AsyncConnection.connect(dsn, **_NETWORK, application_name=session)
     await _configure(connection)
     return connection
 

@@ -21,6 +21,15 @@ DELETE FROM hubs WHERE starts_with(hub_id, %(place)s) AND hub_id <> %(hub_id)s;
 -- name: leave
 DELETE FROM hubs WHERE hub_id = %(hub_id)s;
 
+-- name: end_sessions
+-- Only of hubs that went without a word, and are not back: who has left ends its sessions itself.
+SELECT pg_terminate_backend(a.pid)
+FROM unnest(%(hub_ids)s::text[], %(sessions)s::text[]) AS m (hub_id, session)
+JOIN hubs h USING (hub_id)
+JOIN pg_stat_activity a ON a.application_name = m.session
+WHERE h.seen_at < now() - make_interval(secs => %(live_s)s)
+    AND a.usename = current_user AND a.datname = current_database();
+
 -- name: waiting
 -- The down lanes of some agents that hold records, and how far they are numbered.
 SELECT agent_id, lane, numbered FROM down_lanes
