@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent import images, models, outcomes
-from shared import jobs
+from shared import jobs, manifests
 
 Array = npt.NDArray[Any]
 Inputs = dict[str, Array]
@@ -196,7 +196,7 @@ def cast(values: Array, dtype: str) -> Array:
 def _picture(model: models.Model, payload: bytes) -> Items:
     """One picture, for a model that takes nothing else."""
     first, *others = model.manifest.inputs
-    if others or not isinstance(first, models.ImageInput):
+    if others or not isinstance(first, manifests.ImageInput):
         wanted = ", ".join(repr(spec.name) for spec in model.manifest.inputs)
         raise Unreadable(
             f"{model} does not take a bare image: send JSON or Arrow that names its inputs ({wanted})"
@@ -244,14 +244,14 @@ def _request(model: models.Model, payload: bytes) -> Items:
     return Columns(columns)
 
 
-def _column(tensor: _Tensor, spec: models.Input, max_pixels: int) -> Column:
+def _column(tensor: _Tensor, spec: manifests.Input, max_pixels: int) -> Column:
     """One tensor of a request: base64 pictures (`BYTES`) for an image's input, else the numbers."""
     count, *shape = tensor.shape
-    if tensor.datatype == "BYTES" and isinstance(spec, models.ImageInput):
+    if tensor.datatype == "BYTES" and isinstance(spec, manifests.ImageInput):
         if len(tensor.data) != count:
             raise Unreadable(f"input {tensor.name!r}: {len(tensor.data)} pictures for shape {tensor.shape}")
         return Pictures(images.reader(spec, max_pixels), tensor.data, _unbase64)
-    size = models.item_size(spec.shape)
+    size = manifests.item_size(spec.shape)
     if tuple(shape) != spec.shape and not (size == 1 and not shape):
         raise Unreadable(f"input {tensor.name!r}: shape {tensor.shape}, and {[count, *spec.shape]} is needed")
     nested = isinstance(tensor.data[0], list) if tensor.data else False
@@ -285,8 +285,8 @@ def _array(data: Any, shape: tuple[int, ...], dtype: str) -> Array:
         raise BadValues("its rows differ in length") from None
     if values.dtype.kind not in "biuf":
         raise BadValues("it holds something other than numbers")
-    if values.size != models.item_size(shape):
-        raise BadValues(f"it has {values.size} numbers, and {models.item_size(shape)} are needed")
+    if values.size != manifests.item_size(shape):
+        raise BadValues(f"it has {values.size} numbers, and {manifests.item_size(shape)} are needed")
     return cast(values, dtype).reshape(shape)
 
 

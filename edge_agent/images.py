@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from edge_agent import models
-from shared import jobs
+from shared import jobs, manifests
 
 _DECODERS: Final = {jobs.PNG: PngImagePlugin.PngImageFile, jobs.JPEG: JpegImagePlugin.JpegImageFile}
 """By the first bytes, and no others: each decoder of Pillow is more code that hostile bytes can reach.
@@ -35,7 +34,7 @@ class BadImage(ValueError):
 class Reader:
     """Reads pictures for one input of a graph. Holds no state between pictures: any thread may use it."""
 
-    def __init__(self, spec: models.ImageInput, max_pixels: int) -> None:
+    def __init__(self, spec: manifests.ImageInput, max_pixels: int) -> None:
         self._spec = spec
         self._max_pixels = max_pixels
         self._mode = _MODES[spec.colour]
@@ -102,7 +101,7 @@ class Reader:
 
 
 @functools.lru_cache(maxsize=256)
-def reader(spec: models.ImageInput, max_pixels: int) -> Reader:
+def reader(spec: manifests.ImageInput, max_pixels: int) -> Reader:
     """The reader of that input; made once, for it is asked for at every payload."""
     return Reader(spec, max_pixels)
 

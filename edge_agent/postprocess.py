@@ -23,7 +23,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent import models, outcomes
+from edge_agent import outcomes
+from shared import manifests
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +44,7 @@ _Reading = tuple[str | None, float | None, Any]
 
 
 def predictions(
-    outputs: Sequence[models.Output], arrays: Sequence[Array], count: int
+    outputs: Sequence[manifests.Output], arrays: Sequence[Array], count: int
 ) -> list[outcomes.Outcome]:
     """What the graph says of each of `count` items; `arrays` are its outputs in the manifest's order.
 
@@ -55,16 +56,16 @@ def predictions(
     return [_together(outputs, readings) for readings in zip(*columns, strict=True)]
 
 
-def _alone(output: models.Output, reading: _Reading | None) -> outcomes.Outcome:
+def _alone(output: manifests.Output, reading: _Reading | None) -> outcomes.Outcome:
     if reading is None:
         return _not_finite(output)
     label, score, value = reading
-    if isinstance(output, models.Raw):
+    if isinstance(output, manifests.Raw):
         value = {output.name: value}
     return outcomes.Prediction(label, score, _encode(value))
 
 
-def _together(outputs: Sequence[models.Output], readings: Sequence[_Reading | None]) -> outcomes.Outcome:
+def _together(outputs: Sequence[manifests.Output], readings: Sequence[_Reading | None]) -> outcomes.Outcome:
     verdict: tuple[str | None, float | None] = (None, None)
     values: dict[str, Any] = {}
     for output, reading in zip(outputs, readings, strict=True):
@@ -76,29 +77,29 @@ def _together(outputs: Sequence[models.Output], readings: Sequence[_Reading | No
     return outcomes.Prediction(*verdict, _encode(values))
 
 
-def _readings(output: models.Output, array: Array, count: int) -> list[_Reading | None]:
+def _readings(output: manifests.Output, array: Array, count: int) -> list[_Reading | None]:
     """What the output says of each item; None where it is not a finite number.
 
     In plain Python, item by item: the JSON has to be, and for a verdict's few numbers that costs
     less than numpy's calls do (15 µs against 40 in a batch of one, no more from eight on).
     """
-    if isinstance(output, models.Raw):
+    if isinstance(output, manifests.Raw):
         return [(None, None, value) for value in array.tolist()]
-    width = len(output.labels) if isinstance(output, models.Classification) else 1
+    width = len(output.labels) if isinstance(output, manifests.Classification) else 1
     if array.size != count * width or len(array) != count:
         raise UnexpectedOutput(
             f"output {output.name!r} has shape {list(array.shape)}, and {[count, width]} is needed "
             f"for {count} items: correct the manifest's outputs"
         )
     array = array.reshape(count, width)
-    if isinstance(output, models.Scores):
+    if isinstance(output, manifests.Scores):
         return [_score(output, float(score)) for (score,) in array.tolist()]
     if output.softmax:
         array = _softmax(array.astype(np.float64))
     return [_ranking(output, row) for row in array.tolist()]
 
 
-def _ranking(output: models.Classification, row: list[float]) -> _Reading | None:
+def _ranking(output: manifests.Classification, row: list[float]) -> _Reading | None:
     if not math.isfinite(sum(row)):  # one number that is not finite makes the sum so
         return None
     names = output.labels
@@ -107,7 +108,7 @@ def _ranking(output: models.Classification, row: list[float]) -> _Reading | None
     return names[best[0]], float(row[best[0]]), ranking
 
 
-def _score(output: models.Scores, score: float) -> _Reading | None:
+def _score(output: manifests.Scores, score: float) -> _Reading | None:
     if not math.isfinite(score):
         return None
     label = None
@@ -116,7 +117,7 @@ def _score(output: models.Scores, score: float) -> _Reading | None:
     return label, score, {"score": score}
 
 
-def _not_finite(output: models.Output) -> outcomes.ItemFailed:
+def _not_finite(output: manifests.Output) -> outcomes.ItemFailed:
     return outcomes.ItemFailed(
         f"output {output.name!r} of the model is not a finite number for this item",
         outcomes.Failure.INFERENCE_FAILED,

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from edge_agent import decode, images, models
-from shared import arrow_stream
+from shared import arrow_stream, manifests
 
 
 def unpack(model: models.Model, payload: bytes) -> decode.Items:
@@ -46,10 +46,10 @@ def unpack(model: models.Model, payload: bytes) -> decode.Items:
 class NumberRows:
     """A column whose rows are lists of numbers, or plain numbers."""
 
-    def __init__(self, column: pa.ChunkedArray, spec: models.Input) -> None:
+    def __init__(self, column: pa.ChunkedArray, spec: manifests.Input) -> None:
         self._column = column
         self._spec = spec
-        self._size = models.item_size(spec.shape)
+        self._size = manifests.item_size(spec.shape)
 
     def __len__(self) -> int:
         return len(self._column)
@@ -109,15 +109,15 @@ def _read(model: models.Model, payload: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def _check_type(kind: Any, spec: models.Input) -> None:
+def _check_type(kind: Any, spec: manifests.Input) -> None:
     """Unreadable unless rows of that type can become the input."""
     kind = _storage(kind)
-    if isinstance(spec, models.ImageInput) and _is_binary(kind):
+    if isinstance(spec, manifests.ImageInput) and _is_binary(kind):
         return
-    size = models.item_size(spec.shape)
+    size = manifests.item_size(spec.shape)
     number = kind.value_type if _is_list(kind) else kind
     if not (pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_boolean(number)):
-        pictures = ", or binary with encoded pictures" if isinstance(spec, models.ImageInput) else ""
+        pictures = ", or binary with encoded pictures" if isinstance(spec, manifests.ImageInput) else ""
         raise decode.Unreadable(
             f"column {spec.name!r} is of type {kind}: lists of {size} numbers are needed{pictures}"
         )
@@ -126,10 +126,10 @@ def _check_type(kind: Any, spec: models.Input) -> None:
         raise decode.Unreadable(f"column {spec.name!r} has {width} numbers a row, and {size} are needed")
 
 
-def _column(column: pa.ChunkedArray, spec: models.Input, model: models.Model) -> decode.Column:
+def _column(column: pa.ChunkedArray, spec: manifests.Input, model: models.Model) -> decode.Column:
     if isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=_storage(column.type))
-    if isinstance(spec, models.ImageInput) and _is_binary(column.type):
+    if isinstance(spec, manifests.ImageInput) and _is_binary(column.type):
         reader = images.reader(spec, model.manifest.limits.max_pixels)
         return decode.Pictures(reader, column, _picture)
     return NumberRows(column, spec)

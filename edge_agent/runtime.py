@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent import models
+from shared import manifests
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
@@ -184,7 +185,7 @@ def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     `outputs` are ONNX Runtime's: each has `name`, `type` and `shape`, a dimension being a number,
     or a name or None where it is dynamic.
     """
-    where = model.folder / models.MANIFEST
+    where = model.folder / manifests.MANIFEST
     graph = {node.name: node for node in inputs}
     missing = sorted(graph.keys() - {spec.name for spec in model.manifest.inputs})
     if missing:
@@ -299,17 +300,17 @@ def _padded(batch: Batch, count: int, fixed: int) -> Iterator[Batch]:
         yield part
 
 
-def _check_output(output: models.Output, node: Any, where: Path) -> None:
+def _check_output(output: manifests.Output, node: Any, where: Path) -> None:
     if not node.type.startswith("tensor("):
         raise BadGraph(
             f"{where}: output {output.name!r} is no tensor but {node.type}; export the graph without it "
             "(for scikit-learn models: zipmap=False)"
         )
     item = list(node.shape[1:]) if node.shape else []
-    if isinstance(output, models.Raw) or not all(isinstance(size, int) for size in item):
+    if isinstance(output, manifests.Raw) or not all(isinstance(size, int) for size in item):
         return
-    needed = len(output.labels) if isinstance(output, models.Classification) else 1
-    if models.item_size(tuple(item)) != needed:
+    needed = len(output.labels) if isinstance(output, manifests.Classification) else 1
+    if manifests.item_size(tuple(item)) != needed:
         raise BadGraph(
             f"{where}: output {output.name!r}: the graph gives {item} numbers an item, the manifest needs "
             + (f"one for each of its {needed} labels" if needed > 1 else "one")

@@ -7,8 +7,7 @@ from typing import get_args
 
 import msgspec
 
-from edge_agent import models
-from shared import selectors, settings, topics
+from shared import manifests, selectors, settings, topics
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,8 +164,8 @@ def load(path: Path) -> Settings:
     ):
         if value < 1:
             raise settings.BadSettings(f"{path}: {what} = {value}: at least 1 is needed")
-    if read.engine.provider != "auto" and read.engine.provider not in get_args(models.Provider):
-        known = ", ".join(get_args(models.Provider))
+    if read.engine.provider != "auto" and read.engine.provider not in get_args(manifests.Provider):
+        known = ", ".join(get_args(manifests.Provider))
         raise settings.BadSettings(
             f"{path}: engine.provider {read.engine.provider!r} is none of auto, {known}"
         )

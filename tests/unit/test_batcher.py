@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from edge_agent import batcher, models
+from shared import manifests
 
 
 def model(name: str = "m", max_batch: int = 4, max_delay_ms: float = 0.0) -> models.Model:
-    manifest = models.parse(
+    manifest = manifests.parse(
         f'name = "{name}"\nversion = "1"\n[[inputs]]\nname = "x"\nkind = "tensor"\nshape = [1]\n'
         '[[outputs]]\nname = "y"\nkind = "raw"\n'
         f"[batching]\nmax_batch = {max_batch}\nmax_delay_ms = {max_delay_ms}\n",
@@ -92,7 +93,7 @@ def test_the_first_task_decides_the_model() -> None:
 def test_two_versions_of_a_model_never_share_a_batch() -> None:
     """A result names the version that gave it, so a batch has one."""
     newer = models.Model(
-        models.parse(
+        manifests.parse(
             'name = "m"\nversion = "2"\n[[inputs]]\nname = "x"\nkind = "tensor"\nshape = [1]\n'
             '[[outputs]]\nname = "y"\nkind = "raw"\n',
             Path("model.toml"),

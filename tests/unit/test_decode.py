@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_agent import decode, models, outcomes
-from shared import jobs
+from shared import jobs, manifests
 from tests import models as packages
 
 RAW = '[[outputs]]\nname = "y"\nkind = "raw"\n'
@@ -28,7 +28,7 @@ RAW = '[[outputs]]\nname = "y"\nkind = "raw"\n'
 
 def model(inputs: str, limits: str = "") -> models.Model:
     """A model with these inputs; there is no graph, for nothing runs here."""
-    manifest = models.parse(f'name = "m"\nversion = "1"\n{inputs}{RAW}{limits}', Path("model.toml"))
+    manifest = manifests.parse(f'name = "m"\nversion = "1"\n{inputs}{RAW}{limits}', Path("model.toml"))
     return models.Model(manifest, Path("m"), Path("m/model.onnx"), "0" * 64)
 
 

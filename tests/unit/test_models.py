@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import models
+from shared import manifests
 from tests import models as packages
 
 HEAD = 'name = "m"\nversion = "1"\n'
@@ -16,15 +17,15 @@ RAW = '[[outputs]]\nname = "y"\nkind = "raw"\n'
 WHERE = Path("models/m/model.toml")
 
 
-def parsed(text: str) -> models.Manifest:
-    return models.parse(text, WHERE)
+def parsed(text: str) -> manifests.Manifest:
+    return manifests.parse(text, WHERE)
 
 
 def test_a_manifest_has_sensible_defaults() -> None:
     """What is left out means: pixels as they are, no waiting for a batch, the best provider there is."""
     manifest = parsed(HEAD + IMAGE + RAW)
     (image,) = manifest.inputs
-    assert isinstance(image, models.ImageInput)
+    assert isinstance(image, manifests.ImageInput)
     assert image.is_identity
     assert (image.layout, image.dtype, image.shape) == ("nchw", "float32", (3, 3, 4))
     assert manifest.file == "model.onnx"
@@ -65,7 +66,7 @@ def test_the_layout_orders_the_shape() -> None:
 )
 def test_a_wrong_manifest_is_told_by_file_and_field(text: str, parts: tuple[str, ...]) -> None:
     """The error names the file, the field and what to do; nothing misspelt is passed over."""
-    with pytest.raises(models.BadPackage) as caught:
+    with pytest.raises(manifests.BadPackage) as caught:
         parsed(text)
     for part in (str(WHERE), *parts):
         assert part in str(caught.value)
@@ -86,10 +87,10 @@ def test_a_graph_that_is_missing_or_outside_is_refused(tmp_path: Path) -> None:
     manifest = folder / "model.toml"
     whole = manifest.read_text()
     manifest.write_text('file = "../../etc/passwd"\n' + whole)
-    with pytest.raises(models.BadPackage, match="outside the package"):
+    with pytest.raises(manifests.BadPackage, match="outside the package"):
         models.load(folder)
     manifest.write_text('file = "other.onnx"\n' + whole)
-    with pytest.raises(models.BadPackage, match=r"other\.onnx.*put the graph into"):
+    with pytest.raises(manifests.BadPackage, match=r"other\.onnx.*put the graph into"):
         models.load(folder)
 
 

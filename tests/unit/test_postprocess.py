@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge_agent import models, outcomes, postprocess
+from edge_agent import outcomes, postprocess
+from shared import manifests
 
-KINDS = models.Classification(name="kind", labels=("ok", "scratch", "dent"), top_k=2)
+KINDS = manifests.Classification(name="kind", labels=("ok", "scratch", "dent"), top_k=2)
 
 
-def read(output: models.Output | list[models.Output], *values: Any) -> list[outcomes.Outcome]:
+def read(output: manifests.Output | list[manifests.Output], *values: Any) -> list[outcomes.Outcome]:
     outputs = output if isinstance(output, list) else [output]
     made = [value if isinstance(value, np.ndarray) else np.array(value, np.float32) for value in values]
     return postprocess.predictions(outputs, made, len(made[0]))
@@ -45,7 +46,7 @@ def test_of_equal_classes_the_first_wins() -> None:
     """A tie is decided by the manifest's order, the same at every run."""
     (made,) = read(KINDS, [[0.4, 0.2, 0.4]])
     assert prediction(made)[0] == "ok"
-    many = models.Classification(name="y", labels=tuple(map(str, range(100))), top_k=3)
+    many = manifests.Classification(name="y", labels=tuple(map(str, range(100))), top_k=3)
     (made,) = read(many, [[1.0] * 100])
     assert [one["label"] for one in prediction(made)[2]] == ["0", "1", "2"]
 
@@ -59,7 +60,7 @@ def test_of_equal_classes_the_first_wins() -> None:
 def test_the_ranking_is_the_sorted_one(numbers: npt.NDArray[np.float32], top_k: int) -> None:
     """For any numbers and any k, few classes or many, the ranking is what sorting gives."""
     labels = tuple(f"c{place}" for place in range(numbers.shape[1]))
-    made = read(models.Classification(name="y", labels=labels, top_k=top_k), numbers)
+    made = read(manifests.Classification(name="y", labels=labels, top_k=top_k), numbers)
     for row, one in zip(numbers, made, strict=True):
         expected = [labels[place] for place in np.argsort(-row, kind="stable")[:top_k]]
         label, score, ranking = prediction(one)
@@ -69,7 +70,7 @@ def test_the_ranking_is_the_sorted_one(numbers: npt.NDArray[np.float32], top_k: 
 
 def test_logits_become_probabilities_where_asked() -> None:
     """With `softmax` the scores sum to one, also for numbers whose exponential overflows or vanishes."""
-    output = models.Classification(name="kind", labels=("a", "b", "c"), top_k=3, softmax=True)
+    output = manifests.Classification(name="kind", labels=("a", "b", "c"), top_k=3, softmax=True)
     made = read(output, [[1.0, 2.0, 3.0], [2000.0, 1999.0, -np.inf]])
     _, score, ranking = prediction(made[0])
     assert score == pytest.approx(0.66524096)
@@ -84,36 +85,40 @@ def test_logits_become_probabilities_where_asked() -> None:
 )
 def test_what_is_not_a_number_is_no_verdict(worst: float, softmax: bool) -> None:
     """A graph that gives NaN for a part has not said "ok": that item fails, and its neighbours do not."""
-    output = models.Classification(name="kind", labels=("ok", "bad"), softmax=softmax)
+    output = manifests.Classification(name="kind", labels=("ok", "bad"), softmax=softmax)
     good, bad, also_good = read(output, [[0.9, 0.1], [worst, 0.2], [0.1, 0.9]])
     assert prediction(good)[0] == "ok"
     assert prediction(also_good)[0] == "bad"
     assert isinstance(bad, outcomes.ItemFailed)
     assert bad.kind is outcomes.Failure.INFERENCE_FAILED
     assert "'kind'" in bad.reason
-    (score,) = read(models.Scores(name="s"), [[worst]])
+    (score,) = read(manifests.Scores(name="s"), [[worst]])
     assert isinstance(score, outcomes.ItemFailed)
 
 
 def test_a_score_gets_its_label_by_the_threshold() -> None:
     """Below it the first label, at it or above the second; without one there is no label."""
-    output = models.Scores(name="s", threshold=0.5, labels=("normal", "anomaly"))
+    output = manifests.Scores(name="s", threshold=0.5, labels=("normal", "anomaly"))
     made = [prediction(one)[:2] for one in read(output, [[0.25], [0.5], [0.75]])]
     assert made == [("normal", 0.25), ("anomaly", 0.5), ("anomaly", 0.75)]
-    (bare,) = read(models.Scores(name="s"), [0.25])
+    (bare,) = read(manifests.Scores(name="s"), [0.25])
     assert prediction(bare) == (None, 0.25, {"score": 0.25})
 
 
 def test_raw_numbers_are_passed_on_nested() -> None:
     """A raw output is its nested lists under its name, of any shape and type, and says no label."""
     boxes = np.arange(12, dtype=np.int64).reshape(2, 3, 2)
-    made = read(models.Raw(name="boxes"), boxes)
+    made = read(manifests.Raw(name="boxes"), boxes)
     assert prediction(made[1]) == (None, None, {"boxes": boxes[1].tolist()})
 
 
 def test_several_outputs_stand_under_their_names() -> None:
     """The verdict is the first output's that has one; the JSON has all of them."""
-    outputs: list[models.Output] = [models.Raw(name="embedding"), KINDS, models.Scores(name="anomaly")]
+    outputs: list[manifests.Output] = [
+        manifests.Raw(name="embedding"),
+        KINDS,
+        manifests.Scores(name="anomaly"),
+    ]
     made = read(outputs, [[1.0, 2.0]], [[0.0, 1.0, 0.0]], [[0.25]])
     label, score, value = prediction(made[0])
     assert (label, score) == ("scratch", 1.0)
