@@ -35,7 +35,8 @@ class Key(NamedTuple):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A package that was read and found whole: the manifest, and the graph's file with its SHA-256."""
+    """A package that was read and found whole: the manifest, and the file that holds the model (the graph,
+    for one) with its SHA-256."""
 
     manifest: manifests.Manifest
     folder: Path
@@ -80,17 +81,17 @@ def load(folder: Path) -> Model:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise manifests.BadPackage(f"{where}: cannot be read: {error}") from None
-    path = folder / manifest.file
+    path = folder / manifest.source
     if not path.resolve().is_relative_to(folder.resolve()):
         raise manifests.BadPackage(
-            f"{where}: file: {manifest.file!r} lies outside the package; put it into {folder}"
+            f"{where}: file: {manifest.source!r} lies outside the package; put it into {folder}"
         )
     try:
-        with path.open("rb") as graph:
-            digest = hashlib.file_digest(graph, "sha256")
+        with path.open("rb") as held:
+            digest = hashlib.file_digest(held, "sha256")
     except OSError as error:
         raise manifests.BadPackage(
-            f"{where}: file: {manifest.file!r} cannot be read ({error.strerror}); "
+            f"{where}: file: {manifest.source!r} cannot be read ({error.strerror}); "
             f"put the graph into {folder}, or name the file that is there"
         ) from None
     return Model(manifest, folder, path, digest.hexdigest())

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 
 from shared import topics
-from shared.manifests import fields, inputs, outputs
+from shared.manifests import fields, inputs, outputs, runtimes
 
 MANIFEST: Final = "model.toml"
 
@@ -32,6 +32,10 @@ Ctc = outputs.Ctc
 Raw = outputs.Raw
 Input = inputs.Input
 Output = outputs.Output
+Onnx = runtimes.Onnx
+Remote = runtimes.Remote
+Python = runtimes.Python
+Runtime = runtimes.Runtime
 
 _CHOICES: Final = {
     "colour": get_args(inputs.Colour),
@@ -46,6 +50,7 @@ _CHOICES: Final = {
     "order": get_args(Provider),
     "inputs": ("image", "tensor"),
     "outputs": ("classification", "scores", "detection", "heatmap", "ctc", "raw"),
+    "runtime": ("onnx", "oip", "python"),
 }
 
 
@@ -88,6 +93,7 @@ class Manifest(fields.Table, frozen=True, kw_only=True):
     inputs: Annotated[tuple[Input, ...], msgspec.Meta(min_length=1)]
     outputs: Annotated[tuple[Output, ...], msgspec.Meta(min_length=1)]
     batching: Batching = Batching()
+    runtime: Runtime = Onnx()
     providers: Providers = Providers()
     limits: Limits = Limits()
 
@@ -105,6 +111,18 @@ class Manifest(fields.Table, frozen=True, kw_only=True):
             raise ValueError(
                 "`outputs` has boxes in a picture, and no input is one: give an input of kind image"
             )
+
+    @property
+    def source(self) -> str:
+        """The file of the package that holds the model: the graph, or the module of the Python function. Where
+        another server has the model, the manifest is all that there is."""
+        match self.runtime:
+            case runtimes.Python():
+                return self.runtime.file
+            case runtimes.Remote():
+                return MANIFEST
+            case _:
+                return self.file
 
     @property
     def varies(self) -> bool:
