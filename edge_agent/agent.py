@@ -75,7 +75,9 @@ async def _live(policy: settings.Settings, stop: asyncio.Event) -> None:
         machine = await asyncio.to_thread(_load_models, policy, catalogue)
         stack.callback(machine.close)
         agent = Agent(policy, book, catalogue, machine, numbers, cursors)
-        port = stack.enter_context(http.Server(policy.http.host, policy.http.port, agent.pages()))
+        port = await stack.enter_async_context(
+            http.Server.open(policy.http.host, policy.http.port, agent.pages())
+        )
         log.info("%s epoch %d: http://%s:%d/status", policy.agent, book.epoch, policy.http.host, port.port)
         await agent.run(stop)
 

@@ -114,8 +114,8 @@ class Manifest(fields.Table, frozen=True, kw_only=True):
 
     @property
     def source(self) -> str:
-        """The file of the package that holds the model: the graph, or the module of the Python function. Where
-        another server has the model, the manifest is all that there is."""
+        """The file of the package that holds the model: the graph, or the module of the Python function.
+        Where another server has the model, the manifest is all that there is."""
         match self.runtime:
             case runtimes.Python():
                 return self.runtime.file

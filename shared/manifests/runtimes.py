@@ -16,7 +16,8 @@ class Onnx(fields.Table, frozen=True, kw_only=True, tag_field="kind", tag="onnx"
 
 
 class Remote(fields.Table, frozen=True, kw_only=True, tag_field="kind", tag="oip"):
-    """Another server runs the model, over HTTP by the Open Inference Protocol v2: Triton, KServe, another agent.
+    """Another server runs the model: Triton, KServe, another agent, or what else speaks the Open Inference
+    Protocol v2 over HTTP.
 
     The package has no graph then. What the server says of the model's tensors is compared with the manifest
     when the model is loaded.
