@@ -15,11 +15,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
-import pyarrow.compute  # noqa: F401 - here at the start: else the first batch's transaction waits for it
+import pyarrow as pa
+import pyarrow.compute  # here at the start: else the first batch's transaction waits for it
 
 from cloud_hub import down, news, patience
 from cloud_hub.store import apply, ends, pool
@@ -32,6 +33,8 @@ INBOX: Final = 64
 """Batches of one agent that wait to be applied, more than its windows let it send at a time."""
 TOGETHER: Final = 16
 """Batches applied in one transaction, at most: one commit serves them all."""
+UPWARDS: Final = (wire.RESULTS.name, wire.TASKS.name, wire.ATTEMPTS.name)
+"""The kinds that agents send, in the order in which they are applied: an attempt's rows before its end."""
 TRIES: Final = 3
 """A batch that PostgreSQL refuses so often is set aside."""
 
@@ -42,6 +45,36 @@ class Arrival:
 
     lane: lanes.Lane
     message: link.Message
+
+
+class _Refused(NamedTuple):
+    """A batch that cannot be applied, and why."""
+
+    arrival: Arrival
+    header: wire.Header | None
+    error: str
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a lane comes with a transaction."""
+
+    last: int = 0
+    added: int = 0
+    numbered: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What became of some arrivals: to be written, and then to be acknowledged."""
+
+    batches: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
+    """By kind, each in the order of its lane."""
+    progress: dict[lanes.Lane, _Progress] = field(default_factory=dict)
+    refused: list[_Refused] = field(default_factory=list)
+    acks: dict[lanes.Lane, signals.Ack] = field(default_factory=dict)
+    verdicts: Counter[str] = field(default_factory=Counter)
 
 
 class Budget:
@@ -192,83 +225,98 @@ class Channel:
         log.error("%s lane %s records %d to %d refused: %s", self.agent, arrival.lane, *header.span, error)
 
     async def _commit(self, arrivals: Sequence[Arrival]) -> tuple[list[signals.Ack], list[ends.Outcome]]:
-        """One transaction: the rows of all batches and the cursors of their lanes."""
-        acks: dict[lanes.Lane, signals.Ack] = {}
-        gaps: set[lanes.Lane] = set()
-        outcomes: list[ends.Outcome] = []
-        rows = 0
+        """One transaction: the rows of all batches, kind by kind, and the cursors of their lanes."""
         async with self._connections.connection() as connection, connection.transaction():
             receivers: dict[lanes.Lane, lanes.Receiver] = {}
             for lane in sorted({arrival.lane for arrival in arrivals}):
                 held = await lane_store.lock(connection, self.agent_id, lane)
                 receivers[lane] = lanes.Receiver(held.cursor)
-            for arrival in arrivals:
-                receiver = receivers[arrival.lane]
-                try:
-                    header = wire.Header.parse(arrival.message.properties)
-                except wire.WireError as error:
-                    await self._set_aside(connection, arrival, None, str(error))
-                    continue
-                decision = receiver.receive(header.span, header.floor)
-                if decision.verdict is lanes.Verdict.APPLY:
-                    added, outcome = await self._apply_one(connection, arrival, header, decision.skip)
-                    rows += added
-                    outcomes.append(outcome)
-                    if decision.lost:
-                        log.error("%s lane %s: %d records are lost", self.agent, arrival.lane, decision.lost)
-                    receiver.commit(header.span.last)
-                    await lane_store.advance(
-                        connection,
-                        self.agent_id,
-                        arrival.lane,
-                        last=header.span.last,
-                        added=added,
-                        numbered=header.numbered,
-                    )
-                if decision.verdict is lanes.Verdict.GAP:
-                    gaps.add(arrival.lane)
-                acks[arrival.lane] = signals.Ack(
-                    lane=str(arrival.lane),
-                    cursor=receiver.cursor,
-                    rewind=arrival.lane in gaps,
-                    echo_us=header.sent_us,
+            taken = await asyncio.to_thread(self._take_in, arrivals, receivers)
+            outcomes = await self._write(connection, taken.batches)
+            for refused in taken.refused:
+                await self._set_aside(connection, refused)
+            for lane, progress in taken.progress.items():
+                await lane_store.advance(
+                    connection,
+                    self.agent_id,
+                    lane,
+                    last=progress.last,
+                    added=progress.added,
+                    numbered=progress.numbered,
                 )
-                self._counts[decision.verdict.name.lower()] += 1
-        self._counts["records"] += rows
-        return list(acks.values()), outcomes
+        for lane, progress in taken.progress.items():
+            if progress.lost:
+                log.error("%s lane %s: %d records are lost", self.agent, lane, progress.lost)
+        self._counts["records"] += sum(progress.added for progress in taken.progress.values())
+        self._counts.update(taken.verdicts)
+        return list(taken.acks.values()), outcomes
 
-    async def _apply_one(
-        self, connection: pool.Connection, arrival: Arrival, header: wire.Header, skip: int
-    ) -> tuple[int, ends.Outcome]:
-        """Apply the new records of a batch, or set it aside if it cannot be read; returns how many."""
+    def _take_in(self, arrivals: Sequence[Arrival], receivers: Mapping[lanes.Lane, lanes.Receiver]) -> _Taken:
+        """Decide on each batch, and decode those that are next on their lanes."""
+        taken = _Taken()
+        for arrival in arrivals:
+            receiver = receivers[arrival.lane]
+            try:
+                header = wire.Header.parse(arrival.message.properties)
+            except wire.WireError as error:
+                taken.refused.append(_Refused(arrival, None, str(error)))
+                continue
+            decision = receiver.receive(header.span, header.floor)
+            if decision.verdict is lanes.Verdict.APPLY:
+                progress = taken.progress.setdefault(arrival.lane, _Progress())
+                try:
+                    kind, batch = self._decode(arrival, header)
+                    batch = batch.slice(decision.skip)
+                    taken.batches.setdefault(kind, []).append(batch)
+                    progress.added += batch.num_rows
+                except wire.WireError as error:
+                    taken.refused.append(_Refused(arrival, header, str(error)))
+                progress.lost += decision.lost
+                progress.last = header.span.last
+                progress.numbered = max(progress.numbered, header.numbered)
+                receiver.commit(header.span.last)
+            before = taken.acks.get(arrival.lane)
+            taken.acks[arrival.lane] = signals.Ack(
+                lane=str(arrival.lane),
+                cursor=receiver.cursor,
+                rewind=decision.verdict is lanes.Verdict.GAP or (before is not None and before.rewind),
+                echo_us=header.sent_us,
+            )
+            taken.verdicts[decision.verdict.name.lower()] += 1
+        return taken
+
+    def _decode(self, arrival: Arrival, header: wire.Header) -> tuple[str, pa.RecordBatch]:
+        """The kind and the records of a batch. Raises WireError if it cannot be applied."""
         kind = wire.KINDS.get(header.kind)
-        try:
-            if kind is None:
-                raise wire.WireError(f"records of the kind {header.kind!r} are not known here")
-            if self._refusals[arrival.lane, header.span.first] >= TRIES:
-                raise wire.WireError("the database refused it")
-            batch = await asyncio.to_thread(wire.decode, kind, arrival.message.payload, header.span.size)
-        except wire.WireError as error:
-            await self._set_aside(connection, arrival, header, str(error))
-            return 0, ends.Outcome()
-        batch = batch.slice(skip)
-        outcome = ends.Outcome()
-        if kind is wire.RESULTS:
-            applied = await apply.results(connection, self.agent_id, batch)
-            self._counts["shadows"] += applied.shadowed
-            self._counts["results"] += applied.inserted
-        elif kind is wire.ATTEMPTS:
-            outcome = await apply.attempts(connection, self.agent_id, batch)
-        elif kind is wire.TASKS:
-            outcome = await apply.tasks(connection, self.agent_id, batch)
-        else:
-            await self._set_aside(connection, arrival, header, f"{kind.name} do not travel upwards")
-            return 0, outcome
-        return batch.num_rows, outcome
+        if kind is None:
+            raise wire.WireError(f"records of the kind {header.kind!r} are not known here")
+        if kind.name not in UPWARDS:
+            raise wire.WireError(f"{kind.name} do not travel upwards")
+        if self._refusals[arrival.lane, header.span.first] >= TRIES:
+            raise wire.WireError("the database refused it")
+        return kind.name, wire.decode(kind, arrival.message.payload, header.span.size)
 
-    async def _set_aside(
-        self, connection: pool.Connection, arrival: Arrival, header: wire.Header | None, error: str
-    ) -> None:
+    async def _write(
+        self, connection: pool.Connection, batches: Mapping[str, Sequence[pa.RecordBatch]]
+    ) -> list[ends.Outcome]:
+        """Apply records, those of one kind together: so many small batches cost no more than a large one."""
+        outcomes = []
+        for kind in UPWARDS:
+            if not (parts := batches.get(kind)):
+                continue
+            (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
+            if kind == wire.RESULTS.name:
+                applied = await apply.results(connection, self.agent_id, batch)
+                self._counts["shadows"] += applied.shadowed
+                self._counts["results"] += applied.inserted
+            elif kind == wire.TASKS.name:
+                outcomes.append(await apply.tasks(connection, self.agent_id, batch))
+            else:
+                outcomes.append(await apply.attempts(connection, self.agent_id, batch))
+        return outcomes
+
+    async def _set_aside(self, connection: pool.Connection, refused: _Refused) -> None:
+        arrival, header, error = refused
         self._counts["quarantined"] += 1
         log.error("%s lane %s: batch set aside: %s", self.agent, arrival.lane, error)
         await lane_store.quarantine(

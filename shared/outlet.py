@@ -58,6 +58,9 @@ class Outlet:
         self._urgent = frozenset(urgent)
         self._senders: dict[lanes.Lane, lanes.Sender] = {}
         self._waiting_since: dict[lanes.Lane, float] = {}
+        self._burst: dict[lanes.Lane, int] = {}
+        """The records that have waited long enough, up to these numbers: they go in as many batches as their
+        kinds make, without waiting for each other's acknowledgement."""
         self._turns = lanes.Turns()
         self._wake = asyncio.Event()
         self.batches_sent = 0
@@ -68,6 +71,7 @@ class Outlet:
     def restart(self, numbers: Mapping[lanes.Lane, tuple[int, int]]) -> None:
         """Begin with what the store now says: (numbered, acknowledged) of each lane."""
         self._senders.clear()
+        self._burst.clear()
         for lane, (numbered, acknowledged) in sorted(numbers.items()):
             self._add(lane, lanes.Sender(acked=acknowledged, numbered=numbered))
         self._wake.set()
@@ -184,6 +188,8 @@ class Outlet:
             sent_us=time.time_ns() // 1000,
         )
         sender.append(batch.span.last)
+        if after >= self._burst.get(lane, 0):
+            self._burst[lane] = sender.numbered
         sender.send(batch.span, time.monotonic())
         if sender.unsent:
             self._waiting_since[lane] = time.monotonic()
@@ -218,11 +224,13 @@ class Outlet:
         return live if turn == "live" else backlog if turn == "backlog" else None
 
     def _ready(self, lane: lanes.Lane, now: float) -> bool:
-        """A full batch goes as soon as the window has a place; a small one when nothing is in flight."""
+        """A full batch goes as soon as the window has a place; a small one when nothing is in flight, and all
+        that waits then goes with it.
+        """
         sender = self._senders[lane]
         if not sender.open:
             return False
-        if sender.unsent >= FULL_BATCH:
+        if sender.unsent >= FULL_BATCH or sender.sent < self._burst.get(lane, 0):
             return True
         since = self._waiting_since.get(lane, 0.0)
         return sender.idle and now >= since + self._linger_s.get(lane.name, 0.0)

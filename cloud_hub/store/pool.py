@@ -84,9 +84,12 @@ def open_pool(
 
 
 @asynccontextmanager
-async def statement(connections: Pool) -> AsyncIterator[Connection]:
-    """A connection for single statements, each a transaction of its own: one round trip instead of three."""
-    async with connections.connection() as connection:
+async def statement(connections: Pool, timeout_s: float | None = None) -> AsyncIterator[Connection]:
+    """A connection for single statements, each a transaction of its own: one round trip instead of three.
+
+    `timeout_s`: how long to wait for a free one, the pool's time if it is None.
+    """
+    async with connections.connection(timeout=timeout_s) as connection:
         await connection.set_autocommit(True)
         try:
             yield connection
