@@ -4,23 +4,28 @@
 write any range of items straight into the rows of a batch. Numbers of a whole range are copied at
 once; pictures are decoded one by one, only when they are asked for, so that a payload of a thousand
 pictures never stands in memory decoded. An item that cannot be read fails alone.
+
+Where the size of an input depends on the picture, the headers of a batch's pictures are read first, and
+room is made for the largest.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent import images, models, outcomes
+from edge_agent import frames, images, models, outcomes
 from shared import jobs, manifests
 
 Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
 Inputs = dict[str, Array]
 """One item: an array for each input of the graph, without the batch dimension."""
 
@@ -33,13 +38,33 @@ class BadValues(ValueError):
     """Values that the graph's input cannot take."""
 
 
+class Stack(NamedTuple):
+    """Items side by side: an array for each input of the graph, its first dimension the batch.
+
+    `frames` says where their pictures lie, if the manifest has an output that speaks of places.
+    """
+
+    arrays: dict[str, Array]
+    frames: frames.Frames | None = None
+
+    def take(self, items: Sequence[int]) -> Stack:
+        """Some of the items, in that order."""
+        return Stack(
+            {name: array[items] for name, array in self.arrays.items()},
+            self.frames and self.frames.take(items),
+        )
+
+
 class Column(Protocol):
     """One input of the graph, for all items of a payload."""
 
     def __len__(self) -> int: ...
 
-    def fill(self, start: int, stop: int, out: Array) -> Mapping[int, str]:
-        """Write items `start` to `stop` into the rows of `out`; why not, by row, for those that can't."""
+    def fill(self, start: int, stop: int, out: Array, placed: frames.Rows | None = None) -> Mapping[int, str]:
+        """Write items `start` to `stop` into the rows of `out`; why not, by row, for those that can't.
+
+        Where pictures lie is written into the rows of `placed`.
+        """
         ...
 
 
@@ -48,13 +73,24 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int, into: Mapping[str, Array], row: int = 0) -> dict[int, str]:
+    def shapes(self, start: int, stop: int) -> Mapping[str, Shape]:
+        """The smallest shape that holds each of items `start` to `stop`, of the inputs whose size varies."""
+        ...
+
+    def read(self, start: int, stop: int, into: Stack, row: int = 0) -> dict[int, str]:
         """Write items `start` to `stop` into `into`, from `row` on, and return why some are not there.
 
-        `into` has an array for each input of the graph, its first dimension the batch. The reasons
-        are by row of `into`; what a failed row then holds is undefined.
+        The reasons are by row of `into`; what a failed row then holds is undefined.
         """
         ...
+
+
+class Span(NamedTuple):
+    """A range of the items of one payload."""
+
+    items: Items
+    start: int
+    stop: int
 
 
 class Columns:
@@ -67,10 +103,20 @@ class Columns:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, start: int, stop: int, into: Mapping[str, Array], row: int = 0) -> dict[int, str]:
+    def shapes(self, start: int, stop: int) -> Mapping[str, Shape]:
+        return {
+            name: column.shape(start, stop)
+            for name, column in self._columns.items()
+            if isinstance(column, Pictures) and column.varies
+        }
+
+    def read(self, start: int, stop: int, into: Stack, row: int = 0) -> dict[int, str]:
         failed: dict[int, str] = {}
+        rows = slice(row, row + stop - start)
         for name, column in self._columns.items():
-            reasons = column.fill(start, stop, into[name][row : row + stop - start])
+            framed = into.frames
+            placed = framed.rows[rows] if framed is not None and framed.name == name else None
+            reasons = column.fill(start, stop, into.arrays[name][rows], placed)
             for position, reason in reasons.items():
                 failed.setdefault(row + position, f"input {name!r}: {reason}")
         return failed
@@ -86,7 +132,10 @@ class Broken:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, start: int, stop: int, into: Mapping[str, Array], row: int = 0) -> dict[int, str]:
+    def shapes(self, start: int, stop: int) -> Mapping[str, Shape]:
+        return {}
+
+    def read(self, start: int, stop: int, into: Stack, row: int = 0) -> dict[int, str]:
         return dict.fromkeys(range(row, row + stop - start), self._reason)
 
 
@@ -103,12 +152,32 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._wrapped)
 
-    def fill(self, start: int, stop: int, out: Array) -> Mapping[int, str]:
+    @property
+    def varies(self) -> bool:
+        """Whether the size of the input depends on the picture."""
+        return self._reader.spec.varies
+
+    def shape(self, start: int, stop: int) -> Shape:
+        """The smallest shape that holds each of the pictures `start` to `stop`, by their headers."""
+        spec = self._reader.spec
+        height = width = 1
+        for encoded in map(self._wrapped.__getitem__, range(start, stop)):
+            with contextlib.suppress(images.BadImage, BadValues):  # when it is read, that is told
+                frame = self._reader.frame(self._unwrap(encoded) if self._unwrap else encoded)
+                one = frames.extent(spec, frame)
+                height, width = max(height, one[0]), max(width, one[1])
+        return spec.shaped(height, width)
+
+    def fill(self, start: int, stop: int, out: Array, placed: frames.Rows | None = None) -> Mapping[int, str]:
         failed: dict[int, str] = {}
         for row, position in enumerate(range(start, stop)):
             encoded = self._wrapped[position]
             try:
-                self._reader.read(self._unwrap(encoded) if self._unwrap else encoded, out[row])
+                self._reader.read(
+                    self._unwrap(encoded) if self._unwrap else encoded,
+                    out[row],
+                    None if placed is None else placed[row],
+                )
             except (images.BadImage, BadValues) as error:
                 failed[row] = str(error)
         return failed
@@ -124,16 +193,32 @@ class Numbers:
     def __len__(self) -> int:
         return len(self._values)
 
-    def fill(self, start: int, stop: int, out: Array) -> Mapping[int, str]:
+    def fill(self, start: int, stop: int, out: Array, placed: frames.Rows | None = None) -> Mapping[int, str]:
         out[...] = self._values[start:stop]
         if not self._bad:
             return {}
         return {row - start: self._bad[row] for row in range(start, stop) if row in self._bad}
 
 
-def allocate(model: models.Model, count: int) -> dict[str, Array]:
-    """Room for a batch of `count` items: an array for each input of the graph, not initialised."""
-    return {spec.name: np.empty((count, *spec.shape), spec.dtype) for spec in model.manifest.inputs}
+def allocate(model: models.Model, count: int, spans: Iterable[Span] = ()) -> Stack:
+    """Room for a batch of `count` items, not initialised.
+
+    Inputs whose size varies are as large as the items in `spans` need, or of the usual size without them.
+    """
+    manifest = model.manifest
+    shapes: dict[str, Shape] = {}
+    if manifest.varies:
+        for items, start, stop in spans:
+            for name, shape in items.shapes(start, stop).items():
+                shapes[name] = tuple(map(max, shape, shapes.get(name, shape)))
+    arrays = {
+        spec.name: np.empty((count, *shapes.get(spec.name, spec.shape)), spec.dtype)
+        for spec in manifest.inputs
+    }
+    picture = manifest.picture if manifest.has_boxes else None
+    if picture is None:
+        return Stack(arrays)
+    return Stack(arrays, frames.empty(picture, arrays[picture.name].shape[1:], count))
 
 
 def unpack(model: models.Model, content_type: str, payload: bytes) -> Items:
@@ -160,12 +245,12 @@ def decode(model: models.Model, content_type: str, payload: bytes) -> list[Input
         items = unpack(model, content_type, payload)
     except Unreadable as error:
         return [outcomes.ItemFailed(str(error))]
-    batch = allocate(model, len(items))
+    batch = allocate(model, len(items), [Span(items, 0, len(items))])
     failed = items.read(0, len(items), batch)
     return [
         outcomes.ItemFailed(failed[row])
         if row in failed
-        else {name: array[row] for name, array in batch.items()}
+        else {name: array[row] for name, array in batch.arrays.items()}
         for row in range(len(items))
     ]
 
@@ -251,6 +336,10 @@ def _column(tensor: _Tensor, spec: manifests.Input, max_pixels: int) -> Column:
         if len(tensor.data) != count:
             raise Unreadable(f"input {tensor.name!r}: {len(tensor.data)} pictures for shape {tensor.shape}")
         return Pictures(images.reader(spec, max_pixels), tensor.data, _unbase64)
+    if spec.varies:
+        raise Unreadable(
+            f"input {tensor.name!r} is as large as its picture: send pictures in base64 (BYTES), not numbers"
+        )
     size = manifests.item_size(spec.shape)
     if tuple(shape) != spec.shape and not (size == 1 and not shape):
         raise Unreadable(f"input {tensor.name!r}: shape {tensor.shape}, and {[count, *spec.shape]} is needed")

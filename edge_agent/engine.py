@@ -11,14 +11,14 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from edge_agent import decode, models, outcomes, postprocess, runtime
+from edge_agent import decode, models, outcomes, outputs, postprocess, runtime
 
 _NEWEST_SHARE: Final = 0.2
 """Weight of the newest measurement in the moving averages."""
@@ -58,14 +58,6 @@ class Work(NamedTuple):
     items: int = 1
 
 
-class Span(NamedTuple):
-    """A range of the items of one payload."""
-
-    items: decode.Items
-    start: int
-    stop: int
-
-
 class Engine:
     """The models that this agent has loaded, ready to run.
 
@@ -98,7 +90,8 @@ class Engine:
         Raises BadGraph or WarmUpFailed; then nothing has changed.
         """
         with self._loading:
-            served = _Served(model, self._opener(model, order))
+            read = postprocess.Outputs(model)
+            served = _Served(model, self._opener(model, order), read)
             try:
                 self._warm_up(served)
             except BaseException:
@@ -158,7 +151,7 @@ class Engine:
 
         For each payload the outcomes of its items, in their order. Raises NotLoaded.
         """
-        spans = [Span(self.open(model, one), 0, one.items) for one in work]
+        spans = [decode.Span(self.open(model, one), 0, one.items) for one in work]
         made = self._run(model, spans)
         if len(work) == 1:
             return [made]
@@ -182,9 +175,9 @@ class Engine:
 
         Raises NotLoaded.
         """
-        return self._run(model, [Span(items, start, min(stop, len(items)))])
+        return self._run(model, [decode.Span(items, start, min(stop, len(items)))])
 
-    def _run(self, model: models.Model, spans: Sequence[Span]) -> list[outcomes.Outcome]:
+    def _run(self, model: models.Model, spans: Sequence[decode.Span]) -> list[outcomes.Outcome]:
         served = self._borrow(model)
         made: list[outcomes.Outcome] = []
         try:
@@ -205,11 +198,12 @@ class Engine:
             # Replaced between the two lines: its successor is there already.
 
     def _run_chunk(
-        self, model: models.Model, served: _Served, chunk: Sequence[Span], count: int
+        self, model: models.Model, served: _Served, chunk: Sequence[decode.Span], count: int
     ) -> list[outcomes.Outcome]:
         """Decode the spans, `count` items together, into one batch, and run what could be read."""
         began = self._clock()
-        batch = decode.allocate(model, count)  # as the items were opened, should the package have changed
+        # As the items were opened, should the package have changed.
+        batch = decode.allocate(model, count, chunk)
         bad: dict[int, str] = {}
         row = 0
         for items, start, stop in chunk:
@@ -219,8 +213,7 @@ class Engine:
             made = served.predict(batch, count)
         else:
             good = [position for position in range(count) if position not in bad]
-            rest = {name: array[good] for name, array in batch.items()}
-            predicted = iter(served.predict(rest, len(good)) if good else ())
+            predicted = iter(served.predict(batch.take(good), len(good)) if good else ())
             made = [
                 outcomes.ItemFailed(bad[position]) if position in bad else next(predicted)
                 for position in range(count)
@@ -247,16 +240,17 @@ class Engine:
                         f"{served.runtime.provider}: {_line(error)}"
                     ) from error
             served.measured(count, self._clock() - began)
-        served.runtime.trim(_zeros(served.model, 1))
+        served.runtime.trim(_zeros(served.model, 1).arrays)
         served.warm = True
 
 
 class _Served:
     """A loaded model with its runtime, who is using it, and how fast it has been."""
 
-    def __init__(self, model: models.Model, opened: runtime.Runtime) -> None:
+    def __init__(self, model: models.Model, opened: runtime.Runtime, read: postprocess.Outputs) -> None:
         self.model = model
         self.runtime = opened
+        self._outputs = read
         self.warm = False
         self._lock = threading.Lock()
         self._users = 0
@@ -287,22 +281,22 @@ class _Served:
         if unused:
             self.runtime.close()
 
-    def predict(self, batch: Mapping[str, decode.Array], count: int) -> list[outcomes.Outcome]:
+    def predict(self, batch: decode.Stack, count: int) -> list[outcomes.Outcome]:
         """Run the batch; if that fails, run each item on its own, so that only the culprit fails."""
         try:
             return self.predict_together(batch, count)
-        except postprocess.UnexpectedOutput as error:
+        except outputs.UnexpectedOutput as error:
             return [_failed(error)] * count
         except Exception as error:  # noqa: BLE001 - runtimes raise kinds of their own; none may stop the agent
             if count == 1:
                 return [_failed(error)]
         made: list[outcomes.Outcome] = []
         for row in range(count):
-            made += self.predict({name: array[row : row + 1] for name, array in batch.items()}, 1)
+            made += self.predict(batch.take([row]), 1)
         return made
 
-    def predict_together(self, batch: Mapping[str, decode.Array], count: int) -> list[outcomes.Outcome]:
-        return postprocess.predictions(self.model.manifest.outputs, self.runtime.run(batch), count)
+    def predict_together(self, batch: decode.Stack, count: int) -> list[outcomes.Outcome]:
+        return self._outputs.read(self.runtime.run(batch.arrays), count, batch.frames)
 
     def measured(self, count: int, seconds: float) -> None:
         """Note how long a batch of `count` items took."""
@@ -332,14 +326,14 @@ class _Served:
         )
 
 
-def _chunks(spans: Sequence[Span], size: int) -> Iterator[tuple[int, list[Span]]]:
+def _chunks(spans: Sequence[decode.Span], size: int) -> Iterator[tuple[int, list[decode.Span]]]:
     """The spans in their order, cut so that each chunk has `size` items, the last one fewer; and how many."""
-    chunk: list[Span] = []
+    chunk: list[decode.Span] = []
     count = 0
     for items, start, stop in spans:
         while start < stop:
             end = min(stop, start + size - count)
-            chunk.append(Span(items, start, end))
+            chunk.append(decode.Span(items, start, end))
             count += end - start
             start = end
             if count == size:
@@ -349,8 +343,9 @@ def _chunks(spans: Sequence[Span], size: int) -> Iterator[tuple[int, list[Span]]
         yield count, chunk
 
 
-def _zeros(model: models.Model, count: int) -> dict[str, decode.Array]:
-    return {name: np.zeros_like(array) for name, array in decode.allocate(model, count).items()}
+def _zeros(model: models.Model, count: int) -> decode.Stack:
+    batch = decode.allocate(model, count)
+    return batch._replace(arrays={name: np.zeros_like(array) for name, array in batch.arrays.items()})
 
 
 def _moved(average: float | None, newest: float) -> float:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from shared import manifests
+from shared.manifests import alphabet
 
 
 class UnknownModel(LookupError):
@@ -54,6 +55,16 @@ class Model(msgspec.Struct, frozen=True):
     @property
     def version(self) -> str:
         return self.manifest.version
+
+    def alphabet(self, output: manifests.Ctc) -> tuple[str, ...]:
+        """What each class of an output that is text stands for; BadPackage if that can't be read."""
+        try:
+            return alphabet.read(self.folder, output)
+        except ValueError as error:
+            place = self.manifest.outputs.index(output)
+            raise manifests.BadPackage(
+                f"{self.folder / manifests.MANIFEST}: outputs[{place}].dictionary: {error}"
+            ) from None
 
     @property
     def max_batch(self) -> int:
@@ -94,7 +105,11 @@ def load(folder: Path) -> Model:
             f"{where}: file: {manifest.source!r} cannot be read ({error.strerror}); "
             f"put the graph into {folder}, or name the file that is there"
         ) from None
-    return Model(manifest, folder, path, digest.hexdigest())
+    model = Model(manifest, folder, path, digest.hexdigest())
+    for output in manifest.outputs:
+        if isinstance(output, manifests.Ctc):
+            model.alphabet(output)
+    return model
 
 
 def scan(directory: Path) -> Found:

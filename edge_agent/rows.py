@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from edge_agent import decode, images, models
+from edge_agent import decode, frames, images, models
 from shared import arrow_stream, manifests
 
 
@@ -54,7 +54,9 @@ class NumberRows:
     def __len__(self) -> int:
         return len(self._column)
 
-    def fill(self, start: int, stop: int, out: decode.Array) -> Mapping[int, str]:
+    def fill(
+        self, start: int, stop: int, out: decode.Array, placed: frames.Rows | None = None
+    ) -> Mapping[int, str]:
         lists = _contiguous(self._column.slice(start, stop - start))
         try:
             out[...] = self._numbers(lists)
@@ -114,6 +116,11 @@ def _check_type(kind: Any, spec: manifests.Input) -> None:
     kind = _storage(kind)
     if isinstance(spec, manifests.ImageInput) and _is_binary(kind):
         return
+    if spec.varies:
+        raise decode.Unreadable(
+            f"column {spec.name!r} is of type {kind}: the input is as large as its picture, so encoded "
+            "pictures (binary) are needed"
+        )
     size = manifests.item_size(spec.shape)
     number = kind.value_type if _is_list(kind) else kind
     if not (pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_boolean(number)):

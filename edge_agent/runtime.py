@@ -79,7 +79,7 @@ class Runtime(Protocol):
         ...
 
     def run(self, batch: Batch) -> Sequence[Array]:
-        """The manifest's outputs in its order, one row for each item. Raises whatever the runtime raises."""
+        """The manifest's `tensors`, in their order, one row for each item. Raises what the runtime raises."""
         ...
 
     def trim(self, batch: Batch) -> None:
@@ -121,7 +121,7 @@ class OnnxRuntime:
         self.wanted = order[0]
         self._session, self.provider, refused = _open(ort, model, order, threads, cache)
         self.reason = "; ".join(refused) or None
-        self._outputs = [spec.name for spec in model.manifest.outputs]
+        self._outputs = list(model.manifest.tensors)
         self._fixed_batch = check(model, self._session.get_inputs(), self._session.get_outputs())
 
     def run(self, batch: Batch) -> Sequence[Array]:
@@ -198,10 +198,11 @@ def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) ->
                 f"{where}: input {spec.name!r}: the graph takes {node.type}, the manifest says {spec.dtype}"
             )
         batch, *item = node.shape or [1]
-        if not _fits(spec.shape, item) or not node.shape:
+        if not (_fits(spec.least, item) and _fits(spec.most, item)) or not node.shape:
+            makes = " to ".join(str(["batch", *shape]) for shape in dict.fromkeys((spec.least, spec.most)))
             raise BadGraph(
                 f"{where}: input {spec.name!r}: the graph takes {node.shape}, and the manifest's items make "
-                f"{['batch', *spec.shape]}; correct the manifest, or export the graph with a batch dimension"
+                f"{makes}; correct the manifest, or export the graph with a batch dimension"
             )
         if isinstance(batch, int):
             fixed.add(batch)
@@ -211,7 +212,8 @@ def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         )
     found = {node.name: node for node in outputs}
     for output in model.manifest.outputs:
-        _check_output(output, _node(found, output.name, "output", where), where)
+        for tensor in output.tensors:
+            _check_output(model, output, _node(found, tensor, "output", where))
     return fixed.pop() if fixed else None
 
 
@@ -224,15 +226,15 @@ def provider_options(provider: str, model: models.Model, cache: Path | None) -> 
     if provider != "tensorrt":
         return {}
 
-    def shapes(count: int) -> str:
+    def shapes(count: int, shape: Callable[[manifests.Input], tuple[int, ...]]) -> str:
         return ",".join(
-            f"{spec.name}:{'x'.join(map(str, (count, *spec.shape)))}" for spec in model.manifest.inputs
+            f"{spec.name}:{'x'.join(map(str, (count, *shape(spec))))}" for spec in model.manifest.inputs
         )
 
     options = {
-        "trt_profile_min_shapes": shapes(1),
-        "trt_profile_opt_shapes": shapes(model.max_batch),
-        "trt_profile_max_shapes": shapes(model.max_batch),
+        "trt_profile_min_shapes": shapes(1, lambda spec: spec.least),
+        "trt_profile_opt_shapes": shapes(model.max_batch, lambda spec: spec.shape),
+        "trt_profile_max_shapes": shapes(model.max_batch, lambda spec: spec.most),
     }
     if cache is not None:
         options["trt_engine_cache_enable"] = "1"
@@ -300,20 +302,51 @@ def _padded(batch: Batch, count: int, fixed: int) -> Iterator[Batch]:
         yield part
 
 
-def _check_output(output: manifests.Output, node: Any, where: Path) -> None:
+def _check_output(model: models.Model, output: manifests.Output, node: Any) -> None:
+    where = model.folder / manifests.MANIFEST
     if not node.type.startswith("tensor("):
         raise BadGraph(
-            f"{where}: output {output.name!r} is no tensor but {node.type}; export the graph without it "
+            f"{where}: output {node.name!r} is no tensor but {node.type}; export the graph without it "
             "(for scikit-learn models: zipmap=False)"
         )
-    item = list(node.shape[1:]) if node.shape else []
-    if isinstance(output, manifests.Raw) or not all(isinstance(size, int) for size in item):
-        return
-    needed = len(output.labels) if isinstance(output, manifests.Classification) else 1
-    if manifests.item_size(tuple(item)) != needed:
+    gives = list(node.shape[1:]) if node.shape else []
+    match output:
+        case manifests.Classification() | manifests.Scores() if all(isinstance(size, int) for size in gives):
+            needed = len(output.labels) if isinstance(output, manifests.Classification) else 1
+            if manifests.item_size(tuple(gives)) != needed:
+                raise BadGraph(
+                    f"{where}: output {node.name!r}: the graph gives {gives} numbers an item, the manifest "
+                    "needs " + (f"one for each of its {needed} labels" if needed > 1 else "one")
+                )
+        case manifests.Detection() if node.name == output.name and gives:
+            boxes = ("boxes", output.width)
+            other = str(not output.transposed).lower()
+            _check_item(
+                f"{where}: output {node.name!r}",
+                gives,
+                boxes[::-1] if output.transposed else boxes,
+                f"correct `row` or `labels`, or set transposed = {other}",
+            )
+        case manifests.Ctc() if gives:
+            _check_item(
+                f"{where}: output {node.name!r}",
+                gives,
+                ("steps", len(model.alphabet(output))),
+                "take the dictionary that the graph was trained with, and see to `space`",
+            )
+
+
+def _check_item(
+    what: str, gives: Sequence[int | str | None], needed: Sequence[int | str], remedy: str
+) -> None:
+    """BadGraph unless the shape that a graph gives for an item may be the one that the manifest needs."""
+    if len(gives) != len(needed) or any(
+        isinstance(size, int) and isinstance(wanted, int) and size != wanted
+        for size, wanted in zip(gives, needed, strict=True)
+    ):
         raise BadGraph(
-            f"{where}: output {output.name!r}: the graph gives {item} numbers an item, the manifest needs "
-            + (f"one for each of its {needed} labels" if needed > 1 else "one")
+            f"{what}: the graph gives {list(gives)} an item, and the manifest needs "
+            f"[{', '.join(map(str, needed))}]: {remedy}"
         )
 
 

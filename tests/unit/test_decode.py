@@ -332,7 +332,7 @@ def test_rows_become_items(column: Any, compression: str | None) -> None:
     for start, stop in ((0, 5), (1, 3), (4, 5)):
         into = decode.allocate(tensor([2]), stop - start + 1)
         assert items.read(start, stop, into, 1) == {}
-        assert into["x"][1:].tolist() == ROWS[start:stop]
+        assert into.arrays["x"][1:].tolist() == ROWS[start:stop]
 
 
 def test_plain_numbers_are_items_of_one() -> None:

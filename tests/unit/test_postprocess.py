@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,16 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge_agent import outcomes, postprocess
+from edge_agent import models, outcomes, outputs, postprocess
 from shared import manifests
 
 KINDS = manifests.Classification(name="kind", labels=("ok", "scratch", "dent"), top_k=2)
 
 
 def read(output: manifests.Output | list[manifests.Output], *values: Any) -> list[outcomes.Outcome]:
-    outputs = output if isinstance(output, list) else [output]
     made = [value if isinstance(value, np.ndarray) else np.array(value, np.float32) for value in values]
-    return postprocess.predictions(outputs, made, len(made[0]))
+    manifest = manifests.Manifest(
+        name="m",
+        version="1",
+        inputs=(manifests.TensorInput(name="x", shape=(1,)),),
+        outputs=tuple(output if isinstance(output, list) else [output]),
+    )
+    model = models.Model(manifest, Path("m"), Path("m/model.onnx"), "0" * 64)
+    return postprocess.Outputs(model).read(made, len(made[0]))
 
 
 def prediction(made: outcomes.Outcome) -> tuple[str | None, Any, Any]:
@@ -114,12 +121,12 @@ def test_raw_numbers_are_passed_on_nested() -> None:
 
 def test_several_outputs_stand_under_their_names() -> None:
     """The verdict is the first output's that has one; the JSON has all of them."""
-    outputs: list[manifests.Output] = [
+    several: list[manifests.Output] = [
         manifests.Raw(name="embedding"),
         KINDS,
         manifests.Scores(name="anomaly"),
     ]
-    made = read(outputs, [[1.0, 2.0]], [[0.0, 1.0, 0.0]], [[0.25]])
+    made = read(several, [[1.0, 2.0]], [[0.0, 1.0, 0.0]], [[0.25]])
     label, score, value = prediction(made[0])
     assert (label, score) == ("scratch", 1.0)
     assert value == {
@@ -131,5 +138,5 @@ def test_several_outputs_stand_under_their_names() -> None:
 
 def test_an_output_of_another_shape_is_told() -> None:
     """Three labels and two numbers an item: the manifest is wrong, and the error says which output."""
-    with pytest.raises(postprocess.UnexpectedOutput, match=r"'kind' has shape \[1, 2\].*\[1, 3\] is needed"):
+    with pytest.raises(outputs.UnexpectedOutput, match=r"'kind' has shape \[1, 2\].*\[1, 3\] is needed"):
         read(KINDS, [[0.5, 0.5]])
