@@ -35,7 +35,7 @@ from cloud_hub import (
 )
 from cloud_hub.api import app, context, submissions
 from cloud_hub.scheduler import scheduler
-from cloud_hub.store import hubs, migrate, partitions, pool, tasks
+from cloud_hub.store import blobs, hubs, migrate, partitions, pool, tasks
 from shared import backoff, link, topics
 
 log: Final = logging.getLogger(__name__)
@@ -149,7 +149,8 @@ class Hub:
         self._scheduler.wake()
 
     async def _keep_house(self) -> None:
-        """Partitions for the months to come; what is past its time goes, results by whole months."""
+        """Partitions for the months to come; what is past its time goes, results by whole months; and what is
+        left of models that nobody needs."""
         while True:
             now = datetime.now(UTC)
             try:
@@ -163,6 +164,8 @@ class Hub:
                         oldest = now - timedelta(days=31 * self._policy.retention.results_months)
                         for name in await partitions.drop_before(connection, oldest):
                             log.info("results older than %s dropped: %s", oldest.date(), name)
+                if swept := await blobs.sweep(self._connections):
+                    log.info("%d contents of models were swept away", swept)
             except pool.UNAVAILABLE as error:
                 log.warning("housekeeping put off: %s", error)
                 await asyncio.sleep(60)

@@ -37,6 +37,12 @@ class Api(_Section, frozen=True):
     """Clients that wait for a task to end, with `?wait`."""
     max_exports: int = 4
     """Streams of results as Arrow; each holds a connection to PostgreSQL."""
+    max_model_bytes: int = 4 << 30
+    """Bytes of a model package that is pushed; PostgreSQL keeps them."""
+    max_pushes: int = 4
+    """Model packages that are taken at one time; each holds some MiB of memory."""
+    max_fetches: int = 32
+    """Model packages that are sent at one time; each holds some MiB of memory."""
     max_watchers: int = 200
     """Streams of events: dashboards, for the most part."""
     database_wait_s: float = 5.0

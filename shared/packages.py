@@ -46,6 +46,8 @@ _KINDS: Final = {
     b"K": "a long link of GNU tar",
     b"S": "a sparse file",
 }
+_LEFT_OUT: Final = "__pycache__"
+"""What Python leaves beside a package's code, and is never of it."""
 _END: Final = bytes(2 * _BLOCK)
 _PIECE: Final = 1 << 20
 
@@ -88,7 +90,7 @@ class Entry(NamedTuple):
 
 
 def pack(folder: Path, sink: BinaryIO, limits: Limits = LIMITS) -> Packed:
-    """Write the archive of `folder` to `sink`. Names that begin with a dot are left out.
+    """Write the archive of `folder` to `sink`. What begins with a dot is left out, and so is `__pycache__`.
 
     Raises BadArchive for what has no place in a package, OSError for what cannot be read or written.
     """
@@ -294,7 +296,7 @@ class _Writer:
 def _walk(folder: Path) -> Iterator[Path]:
     """What is in a folder, in the archive's order: a folder before what is in it."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name.encode("utf-8", "surrogateescape")):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == _LEFT_OUT:
             continue
         yield path
         if path.is_dir() and not path.is_symlink():
@@ -320,9 +322,10 @@ def _check_part(part: str, name: str) -> None:
     if not part or part in (".", "..") or part != unicodedata.normalize("NFC", part):
         what = "it leads elsewhere" if part in ("", ".", "..") else "it is not in Unicode's form NFC"
         raise BadArchive(f"{name!r} cannot be a name in a package: {what}")
-    if part.startswith(".") or part.endswith((".", " ")):
+    if part.startswith(".") or part.endswith((".", " ")) or part == _LEFT_OUT:
         raise BadArchive(
-            f"{name!r} cannot be a name in a package: a dot begins it, or a dot or a space ends it"
+            f"{name!r} cannot be a name in a package: a dot begins it, a dot or a space ends it, or it is "
+            f"{_LEFT_OUT}"
         )
     for letter in part:
         if letter in '\\:*?"<>|' or not letter.isprintable():

@@ -13,18 +13,21 @@ from fastapi.openapi.utils import get_openapi
 from cloud_hub import events
 from cloud_hub import queues as hub_queues
 from cloud_hub.api import (
+    blobs,
     context,
     drains,
     explain,
     fleet,
     health,
     metrics,
+    models,
     problems,
     queues,
     results,
     snapshots,
     submissions,
     submit,
+    targets,
     tasks,
 )
 from cloud_hub.dashboard import pages, sse
@@ -101,6 +104,9 @@ def create(
         queues.router,
         results.router,
         fleet.router,
+        models.router,
+        blobs.router,
+        targets.router,
         sse.router,
         health.router,
         metrics.router,

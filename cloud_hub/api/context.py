@@ -112,6 +112,14 @@ class Hub:
         return Gate(self.settings.max_exports, "reading results as a stream")
 
     @cached_property
+    def pushes(self) -> Gate:
+        return Gate(self.settings.max_pushes, "pushing a model package")
+
+    @cached_property
+    def fetches(self) -> Gate:
+        return Gate(self.settings.max_fetches, "fetching a model package")
+
+    @cached_property
     def watchers(self) -> Gate:
         return Gate(self.settings.max_watchers, "watching events")
 

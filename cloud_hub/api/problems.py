@@ -83,7 +83,35 @@ TOO_LARGE: Final = Kind(
     "too-large",
     413,
     "The body is too large",
-    "One task, and one batch of tasks, may have so many bytes. Send smaller images or fewer tasks at a time.",
+    "One task, one batch of tasks and one model package may each have so many bytes. Send smaller images or "
+    "fewer tasks at a time, or raise the limit in the hub's settings.",
+)
+BAD_PACKAGE: Final = Kind(
+    "bad-package",
+    422,
+    "The model package cannot be taken",
+    "The body is no archive of a model package, its manifest is not right or not that of this address, or "
+    "its digest or signature is not of it. Nothing was stored. `backhaul models check` says what is wrong "
+    "before a package is pushed.",
+)
+VERSION_TAKEN: Final = Kind(
+    "version-taken",
+    409,
+    "The version is there with other content",
+    "A version of a model never changes once it was pushed, for agents already have it. Nothing was stored. "
+    "Push the new content under a new version.",
+)
+IN_USE: Final = Kind(
+    "in-use",
+    409,
+    "Agents are to serve the version",
+    "A version that a target names cannot be removed. Serve another version there, or withdraw the target.",
+)
+RANGE: Final = Kind(
+    "range-not-satisfiable",
+    416,
+    "The content does not reach that far",
+    "The range begins behind the end. `Content-Range` says how many bytes there are.",
 )
 UNSUPPORTED: Final = Kind(
     "unsupported-content",
@@ -135,6 +163,10 @@ KINDS: Final = {
         METHOD,
         CONFLICT,
         TOO_LARGE,
+        BAD_PACKAGE,
+        VERSION_TAKEN,
+        IN_USE,
+        RANGE,
         UNSUPPORTED,
         BUSY,
         QUEUE_FULL,

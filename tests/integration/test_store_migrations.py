@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cloud_hub.store import apply, ids, migrate, partitions, pool
+from cloud_hub.store import apply, blobs, ids, migrate, models, partitions, pool
 from shared import tasks
 from tests.integration import stores
 
@@ -42,6 +42,16 @@ def catalogue(connection: psycopg.Connection, schema: str) -> set[tuple[object, 
     }
 
 
+FILLED = (b"agents", b"tasks", b"leases", b"results", b"depths", b"classes")
+"""Tables that a hub at work has rows in."""
+
+
+async def whole(connection: pool.Connection, table: bytes) -> list[str]:
+    """Every row of a table, as text."""
+    rows = await connection.execute(b"SELECT t::text FROM %b t ORDER BY 1" % table)
+    return [text for (text,) in await rows.fetchall()]
+
+
 @pytest.fixture
 async def connections(database: str) -> AsyncIterator[pool.Pool]:
     async with stores.fresh(database) as opened:
@@ -67,6 +77,30 @@ async def test_migrating_again_and_at_once_changes_nothing(database: str) -> Non
     newest = migrate.migrations()[-1].version
     assert set(await asyncio.gather(*(migrate.migrate(database) for _ in range(4)))) == {newest}
     assert await migrate.migrate(database) == newest
+
+
+async def test_a_database_of_version_2_goes_on_with_all_that_is_in_it(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that is brought up to date finds agents, tasks and results as they were, and can take models."""
+    every = migrate.migrations()
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "migrations", lambda: every[:2])
+        assert await migrate.migrate(database) == 2
+    async with pool.open_pool(database) as connections:
+        async with connections.connection() as connection:
+            agent_id = await stores.agent(connection)
+            _queued, leased = await stores.submit(connection, 2)
+            await stores.grant(connection, [leased], agent_id)
+            await apply.results(connection, agent_id, stores.rows(tasks.new_id(), items=3))
+            before = [await whole(connection, table) for table in FILLED]
+        assert all(before)
+        assert await migrate.migrate(database) == every[-1].version
+        async with connections.connection() as connection:
+            assert [await whole(connection, table) for table in FILLED] == before
+            draft = await blobs.begin(connection)
+            assert await blobs.complete(connection, draft, "ab" * 32, 0)
+            assert await models.add(connection, "faces", "1", "ab" * 32, "", None)
 
 
 async def test_a_newer_database_is_left_alone(database: str) -> None:

@@ -95,6 +95,7 @@ def test_equal_folders_make_equal_bytes(tree: Tree, data: st.DataObject) -> None
             os.utime(path, (data.draw(st.integers(0, 2**31)),) * 2)
         (second / ".git").mkdir()
         (second / ".DS_Store").write_bytes(b"of no interest")
+        write(second, {"__pycache__/graph.cpython-313.pyc": b"of no interest either"})
         assert packed(first) == packed(second)
 
 
@@ -161,6 +162,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a letter that hides": (archive_of(file("model.to\u202eml")), "is in it"),
     "a NUL in a name": (archive_of(file("a\0b")), "is in it"),
     "a hidden name": (archive_of(file(".profile")), "a dot begins it"),
+    "code that was compiled": (archive_of(file("__pycache__/", 0)), "or it is __pycache__"),
     "a name that is not in NFC": (archive_of(file("a\u0308")), "NFC"),
     "a name twice": (archive_of(file("a"), file("a")), "is there twice"),
     "names that differ by case": (archive_of(file("A"), file("a")), "by case"),

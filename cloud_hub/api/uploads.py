@@ -1,0 +1,233 @@
+"""A model package on its way in: checked as its bytes pass, and stored piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psycopg
+from fastapi import Request
+
+from cloud_hub.api import context, problems
+from cloud_hub.store import blobs, models, pool
+from shared import manifests, packages, signatures
+
+log = logging.getLogger(__name__)
+
+MAX_MANIFEST_BYTES: Final = 1 << 20
+_TRIES: Final = 3
+
+
+class Claims(NamedTuple):
+    """What is said of a package beside its bytes."""
+
+    name: str
+    version: str
+    signed: signatures.Signed | None
+    sha256: str | None
+
+
+class Package:
+    """What is learnt of a package while its bytes pass."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._reader = packages.Reader(packages.Limits(max_bytes=max_bytes))
+        self._digest = hashlib.sha256()
+        self._files: set[str] = set()
+        self._manifest = bytearray()
+        self._in_manifest = False
+        self.size = 0
+        """Bytes that have passed."""
+
+    def take(self, piece: bytes) -> None:
+        """The next bytes. Raises packages.BadArchive."""
+        self._digest.update(piece)
+        self.size += len(piece)
+        for part in self._reader.feed(piece):
+            if isinstance(part, packages.Entry):
+                self._files.add(part.name)
+                self._in_manifest = part.name == manifests.MANIFEST
+                if self._in_manifest and part.size > MAX_MANIFEST_BYTES:
+                    raise packages.BadArchive(
+                        f"its {manifests.MANIFEST} has {part.size:,} bytes, which no manifest needs"
+                    )
+            elif self._in_manifest:
+                self._manifest += part
+
+    def finish(self, claims: Claims) -> tuple[str, str]:
+        """Its SHA-256 and its manifest, once all bytes have passed.
+
+        Raises BadArchive, BadPackage, BadKey or BadSignature unless it is what is claimed.
+        """
+        self._reader.finish()
+        sha256 = self._digest.hexdigest()
+        if claims.sha256 not in (None, sha256):
+            raise packages.BadArchive(
+                f"its SHA-256 is {sha256}, not {claims.sha256} as was said; send it again"
+            )
+        if manifests.MANIFEST not in self._files:
+            raise packages.BadArchive(
+                f"there is no {manifests.MANIFEST} in it; pack the folder that holds that file"
+            )
+        try:
+            text = self._manifest.decode()
+        except UnicodeDecodeError:
+            raise packages.BadArchive(f"its {manifests.MANIFEST} is not UTF-8") from None
+        manifest = manifests.parse(text, Path(manifests.MANIFEST))
+        if (manifest.name, manifest.version) != (claims.name, claims.version):
+            raise packages.BadArchive(
+                f"its manifest says {manifest.name}@{manifest.version}, "
+                f"and the address {claims.name}@{claims.version}"
+            )
+        if manifest.source not in self._files:
+            raise packages.BadArchive(f"its manifest names {manifest.source!r}, which is not in it")
+        if claims.signed is not None:
+            signatures.verify(claims.signed, claims.name, claims.version, sha256)
+        return sha256, text
+
+
+async def receive(hub: context.Hub, request: Request, claims: Claims) -> bool:
+    """Take the package in the body of `request`; False if the hub had it already.
+
+    Raises Problem; then, as after a lost connection, nothing stays that is not swept away.
+    """
+    limit = hub.settings.max_model_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    async with pool.statement(hub.database) as connection:
+        draft = await blobs.begin(connection)
+    package = Package(limit)
+    try:
+        number = 0
+        async for piece in _pieces(request, limit):
+            await asyncio.to_thread(package.take, piece)
+            async with pool.statement(hub.database) as connection:
+                await blobs.append(connection, draft, number, piece)
+            number += 1
+        sha256, manifest = package.finish(claims)
+        is_new, is_used = await _commit(hub, draft, package.size, claims, sha256, manifest)
+    except BaseException as error:
+        if isinstance(error, Exception):  # a cancelled one is in a hurry, and the sweep comes by
+            await _give_up(hub, draft)
+        if isinstance(error, packages.BadArchive | manifests.BadPackage):
+            raise problems.Problem(problems.BAD_PACKAGE, str(error)) from None
+        if isinstance(error, signatures.BadKey | signatures.BadSignature):
+            raise problems.Problem(problems.BAD_PACKAGE, str(error), where="backhaul-signature") from None
+        if isinstance(error, blobs.GivenUp):
+            raise problems.Problem(
+                problems.UNAVAILABLE,
+                "the package came so slowly that it was given up; push it again",
+                retry_after_s=problems.UNAVAILABLE_RETRY_S,
+            ) from None
+        raise
+    if not is_used:
+        await _give_up(hub, draft)
+    return is_new
+
+
+async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body in pieces as the store wants them."""
+    held = bytearray()
+    size = 0
+    async for data in request.stream():
+        size += len(data)
+        if size > limit:
+            raise _too_large(limit)
+        held += data
+        while len(held) >= blobs.CHUNK_BYTES:
+            yield bytes(held[: blobs.CHUNK_BYTES])
+            del held[: blobs.CHUNK_BYTES]
+    if held:
+        yield bytes(held)
+
+
+async def _commit(
+    hub: context.Hub, draft: int, size: int, claims: Claims, sha256: str, manifest: str
+) -> tuple[bool, bool]:
+    """Whether the version is new, and whether the draft became its content."""
+    for attempt in range(_TRIES):
+        try:
+            async with hub.connection() as connection:
+                is_used = await blobs.complete(connection, draft, sha256, size)
+                is_new = await models.add(
+                    connection, claims.name, claims.version, sha256, manifest, claims.signed
+                )
+                return is_new, is_used
+        except psycopg.errors.UniqueViolation:  # another push of the same content was quicker
+            if attempt == _TRIES - 1:
+                raise
+        except models.Taken as taken:
+            raise refused(taken.present) from None
+    raise AssertionError("the last try returns or raises")
+
+
+async def _give_up(hub: context.Hub, draft: int) -> None:
+    try:
+        async with pool.statement(hub.database) as connection:
+            await blobs.give_up(connection, draft)
+    except pool.UNAVAILABLE as error:
+        log.warning("a draft of a model package is left to be swept away: %s", error)
+
+
+def claims(name: str, version: str, request: Request) -> Claims:
+    """What the address and the headers say. Raises Problem."""
+    if encoding := request.headers.get("content-encoding"):
+        raise problems.Problem(
+            problems.UNSUPPORTED,
+            f"the body comes in content encoding {encoding!r}; send it as it is",
+            where="content-encoding",
+        )
+    key, signature = (request.headers.get(f"backhaul-{what}") for what in ("key", "signature"))
+    if (key is None) != (signature is None):
+        raise problems.Problem(
+            problems.INVALID,
+            "the headers Backhaul-Key and Backhaul-Signature go together: send both, or neither",
+            where="backhaul-signature" if signature is None else "backhaul-key",
+        )
+    signed = signatures.Signed(key, signature) if key is not None and signature is not None else None
+    return Claims(name, version, signed, _digest(request.headers.get("content-digest")))
+
+
+def refused(present: models.Version) -> problems.Problem:
+    """What is said to one who pushes other content under a version that is there."""
+    return problems.Problem(
+        problems.VERSION_TAKEN,
+        f"{present.name}@{present.version} was pushed with SHA-256 {present.sha256} and stays that; "
+        f"change `version` in {manifests.MANIFEST} and push it under the new one",
+        where="version",
+    )
+
+
+def _digest(header: str | None) -> str | None:
+    """The SHA-256 in a `Content-Digest` (RFC 9530), `sha-256=:BASE64:`; other algorithms are passed over."""
+    for member in (header or "").split(","):
+        algorithm, _, value = member.strip().partition("=")
+        if algorithm.lower() != "sha-256":
+            continue
+        try:
+            raw = base64.b64decode(value.strip(":"), validate=True)
+        except binascii.Error:
+            raw = b""
+        if len(raw) != 32 or not (value.startswith(":") and value.endswith(":")):
+            raise problems.Problem(
+                problems.INVALID,
+                "the digest would read sha-256=:BASE64:, with the 32 bytes in base64",
+                where="content-digest",
+            )
+        return raw.hex()
+    return None
+
+
+def _too_large(limit: int) -> problems.Problem:
+    return problems.Problem(
+        problems.TOO_LARGE,
+        f"the package has more than the {limit:,} bytes that are taken here; api.max_model_bytes in hub.toml "
+        "says so",
+    )
