@@ -60,7 +60,7 @@ def _candidates(output: manifests.Detection, parts: Sequence[outputs.Array]) -> 
     if output.row == "box score class":
         scores, given = table[:, 4], table[:, 5]
     elif output.classes is not None:
-        scores, given = parts[1], parts[2]
+        scores, given = parts[1].reshape(-1), parts[2].reshape(-1)
     else:
         numbers = _numbers(output, table, parts)
         scores = _probabilities(output, numbers)
