@@ -50,43 +50,51 @@ def suppress(boxes: outputs.Array, classes: outputs.Array | None, overlap: float
     """
     if overlap >= 1:
         return list(range(min(limit, len(boxes))))
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    stay: list[int] = []
+    compared = _Compared(boxes, classes, overlap, min(limit, len(boxes)))
+    stay = np.empty(0, np.intp)  # fewer than `limit` until the end
     for start in range(0, len(boxes), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, len(boxes)))
-        if stay:
-            block = block[~_overlaps(boxes, areas, classes, block, np.array(stay), overlap).any(axis=1)]
-        among = _overlaps(boxes, areas, classes, block, block, overlap)
+        block = block[~compared.overlaps(block, stay).any(axis=1)]
+        worse = np.triu(compared.overlaps(block, block), 1)
         alive = np.ones(len(block), bool)
-        for place in range(len(block)):
+        for place in np.flatnonzero(worse.any(axis=1)).tolist():
             if alive[place]:
-                stay.append(int(block[place]))
-                if len(stay) == limit:
-                    return stay
-                alive &= ~among[place]
-    return stay
+                alive &= ~worse[place]
+        stay = np.concatenate([stay, block[alive]])
+        if len(stay) >= limit:
+            break
+    best: list[int] = stay[:limit].tolist()
+    return best
 
 
-def _overlaps(
-    boxes: outputs.Array,
-    areas: outputs.Array,
-    classes: outputs.Array | None,
-    some: outputs.Array,
-    others: outputs.Array,
-    overlap: float,
-) -> outputs.Array:
-    """Whether each of some boxes (rows) overlaps each of the others (columns) by more than `overlap`."""
-    left, top, right, bottom = boxes[some].T[:, :, None]
-    other_left, other_top, other_right, other_bottom = boxes[others].T[:, None, :]
-    shared = np.minimum(right, other_right)
-    shared -= np.maximum(left, other_left)
-    np.maximum(shared, 0, out=shared)
-    height = np.minimum(bottom, other_bottom)
-    height -= np.maximum(top, other_top)
-    np.maximum(height, 0, out=height)
-    shared *= height
-    # shared / (area + area - shared) > overlap, without the division, for areas may be 0
-    over: outputs.Array = shared * (1 + overlap) > overlap * (areas[some][:, None] + areas[others][None, :])
-    if classes is not None:
-        over &= classes[some][:, None] == classes[others][None, :]
-    return over
+class _Compared:
+    """Boxes that are compared with one another, in memory that is used again for each comparison: of at most
+    `_BLOCK` boxes with at most `others`, or with as many."""
+
+    def __init__(
+        self, boxes: outputs.Array, classes: outputs.Array | None, overlap: float, others: int
+    ) -> None:
+        self._edges = boxes.T.astype(np.float32)
+        self._classes = classes
+        # shared / (area + area - shared) > overlap, without the division, for areas may be 0
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        self._areas = (areas * (overlap / (1 + overlap))).astype(np.float32)
+        self._room = np.empty((3, _BLOCK * max(_BLOCK, others)), np.float32)
+
+    def overlaps(self, some: outputs.Array, others: outputs.Array) -> outputs.Array:
+        """Whether each of some boxes (rows) overlaps each of the others (columns) by more than is allowed."""
+        shape = (len(some), len(others))
+        width, height, most = self._room[:, : shape[0] * shape[1]].reshape(3, *shape)
+        left, top, right, bottom = self._edges[:, some, None]
+        other_left, other_top, other_right, other_bottom = self._edges[:, others]
+        np.minimum(right, other_right, out=width)
+        width -= np.maximum(left, other_left, out=most)
+        np.maximum(width, 0, out=width)  # so a height below 0 does no harm
+        np.minimum(bottom, other_bottom, out=height)
+        height -= np.maximum(top, other_top, out=most)
+        width *= height
+        np.add(self._areas[some, None], self._areas[others], out=most)
+        over: outputs.Array = width > most
+        if self._classes is not None:
+            over &= self._classes[some, None] == self._classes[others]
+        return over
