@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
+import itertools
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import psycopg
@@ -16,11 +15,10 @@ from fastapi import Request
 
 from cloud_hub.api import context, problems
 from cloud_hub.store import blobs, models, pool
-from shared import manifests, packages, signatures
+from shared import inspection, manifests, packages, signatures
 
 log = logging.getLogger(__name__)
 
-MAX_MANIFEST_BYTES: Final = 1 << 20
 _TRIES: Final = 3
 
 
@@ -31,65 +29,6 @@ class Claims(NamedTuple):
     version: str
     signed: signatures.Signed | None
     sha256: str | None
-
-
-class Package:
-    """What is learnt of a package while its bytes pass."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._reader = packages.Reader(packages.Limits(max_bytes=max_bytes))
-        self._digest = hashlib.sha256()
-        self._files: set[str] = set()
-        self._manifest = bytearray()
-        self._in_manifest = False
-        self.size = 0
-        """Bytes that have passed."""
-
-    def take(self, piece: bytes) -> None:
-        """The next bytes. Raises packages.BadArchive."""
-        self._digest.update(piece)
-        self.size += len(piece)
-        for part in self._reader.feed(piece):
-            if isinstance(part, packages.Entry):
-                self._files.add(part.name)
-                self._in_manifest = part.name == manifests.MANIFEST
-                if self._in_manifest and part.size > MAX_MANIFEST_BYTES:
-                    raise packages.BadArchive(
-                        f"its {manifests.MANIFEST} has {part.size:,} bytes, which no manifest needs"
-                    )
-            elif self._in_manifest:
-                self._manifest += part
-
-    def finish(self, claims: Claims) -> tuple[str, str]:
-        """Its SHA-256 and its manifest, once all bytes have passed.
-
-        Raises BadArchive, BadPackage, BadKey or BadSignature unless it is what is claimed.
-        """
-        self._reader.finish()
-        sha256 = self._digest.hexdigest()
-        if claims.sha256 not in (None, sha256):
-            raise packages.BadArchive(
-                f"its SHA-256 is {sha256}, not {claims.sha256} as was said; send it again"
-            )
-        if manifests.MANIFEST not in self._files:
-            raise packages.BadArchive(
-                f"there is no {manifests.MANIFEST} in it; pack the folder that holds that file"
-            )
-        try:
-            text = self._manifest.decode()
-        except UnicodeDecodeError:
-            raise packages.BadArchive(f"its {manifests.MANIFEST} is not UTF-8") from None
-        manifest = manifests.parse(text, Path(manifests.MANIFEST))
-        if (manifest.name, manifest.version) != (claims.name, claims.version):
-            raise packages.BadArchive(
-                f"its manifest says {manifest.name}@{manifest.version}, "
-                f"and the address {claims.name}@{claims.version}"
-            )
-        if manifest.source not in self._files:
-            raise packages.BadArchive(f"its manifest names {manifest.source!r}, which is not in it")
-        if claims.signed is not None:
-            signatures.verify(claims.signed, claims.name, claims.version, sha256)
-        return sha256, text
 
 
 async def receive(hub: context.Hub, request: Request, claims: Claims) -> bool:
@@ -103,33 +42,52 @@ async def receive(hub: context.Hub, request: Request, claims: Claims) -> bool:
         raise _too_large(limit)
     async with pool.statement(hub.database) as connection:
         draft = await blobs.begin(connection)
-    package = Package(limit)
+    is_used = False
     try:
-        number = 0
-        async for piece in _pieces(request, limit):
-            await asyncio.to_thread(package.take, piece)
-            async with pool.statement(hub.database) as connection:
-                await blobs.append(connection, draft, number, piece)
-            number += 1
-        sha256, manifest = package.finish(claims)
-        is_new, is_used = await _commit(hub, draft, package.size, claims, sha256, manifest)
-    except BaseException as error:
-        if isinstance(error, Exception):  # a cancelled one is in a hurry, and the sweep comes by
+        found = await _store(hub, draft, request, limit)
+        _check(found, claims)
+        is_new, is_used = await _commit(hub, draft, claims, found)
+        return is_new
+    except (packages.BadArchive, manifests.BadPackage) as error:
+        raise problems.Problem(problems.BAD_PACKAGE, str(error)) from None
+    except (signatures.BadKey, signatures.BadSignature) as error:
+        raise problems.Problem(problems.BAD_PACKAGE, str(error), where="backhaul-signature") from None
+    except models.Taken as taken:
+        raise refused(taken.present) from None
+    except blobs.GivenUp:
+        raise problems.Problem(
+            problems.UNAVAILABLE,
+            "the package came so slowly that it was given up; push it again",
+            retry_after_s=problems.UNAVAILABLE_RETRY_S,
+        ) from None
+    finally:
+        if not is_used:
             await _give_up(hub, draft)
-        if isinstance(error, packages.BadArchive | manifests.BadPackage):
-            raise problems.Problem(problems.BAD_PACKAGE, str(error)) from None
-        if isinstance(error, signatures.BadKey | signatures.BadSignature):
-            raise problems.Problem(problems.BAD_PACKAGE, str(error), where="backhaul-signature") from None
-        if isinstance(error, blobs.GivenUp):
-            raise problems.Problem(
-                problems.UNAVAILABLE,
-                "the package came so slowly that it was given up; push it again",
-                retry_after_s=problems.UNAVAILABLE_RETRY_S,
-            ) from None
-        raise
-    if not is_used:
-        await _give_up(hub, draft)
-    return is_new
+
+
+async def _store(hub: context.Hub, draft: int, request: Request, limit: int) -> inspection.Found:
+    """Store the body in the draft, a piece at a time, and say what it was."""
+    looking = inspection.Inspection(packages.Limits(max_bytes=limit))
+    number = 0
+    async for piece in _pieces(request, limit):
+        await asyncio.to_thread(looking.take, piece)
+        async with pool.statement(hub.database) as connection:
+            await blobs.append(connection, draft, number, piece)
+        number += 1
+    return looking.finish()
+
+
+def _check(found: inspection.Found, claims: Claims) -> None:
+    """Raises BadArchive, BadKey or BadSignature unless the package is what was said."""
+    name, version, sha256 = found.manifest.name, found.manifest.version, found.packed.sha256
+    if claims.sha256 not in (None, sha256):
+        raise packages.BadArchive(f"its SHA-256 is {sha256}, not {claims.sha256} as was said; send it again")
+    if (name, version) != (claims.name, claims.version):
+        raise packages.BadArchive(
+            f"its manifest says {name}@{version}, and the address {claims.name}@{claims.version}"
+        )
+    if claims.signed is not None:
+        signatures.verify(claims.signed, name, version, sha256)
 
 
 async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
@@ -148,24 +106,21 @@ async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
         yield bytes(held)
 
 
-async def _commit(
-    hub: context.Hub, draft: int, size: int, claims: Claims, sha256: str, manifest: str
-) -> tuple[bool, bool]:
-    """Whether the version is new, and whether the draft became its content."""
-    for attempt in range(_TRIES):
+async def _commit(hub: context.Hub, draft: int, claims: Claims, found: inspection.Found) -> tuple[bool, bool]:
+    """Whether the version is new, and whether the draft became its content. Raises models.Taken."""
+    sha256, size, _ = found.packed
+    for attempt in itertools.count(1):
         try:
             async with hub.connection() as connection:
                 is_used = await blobs.complete(connection, draft, sha256, size)
                 is_new = await models.add(
-                    connection, claims.name, claims.version, sha256, manifest, claims.signed
+                    connection, claims.name, claims.version, sha256, found.text, claims.signed
                 )
                 return is_new, is_used
         except psycopg.errors.UniqueViolation:  # another push of the same content was quicker
-            if attempt == _TRIES - 1:
+            if attempt == _TRIES:
                 raise
-        except models.Taken as taken:
-            raise refused(taken.present) from None
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("nobody counts to the end")
 
 
 async def _give_up(hub: context.Hub, draft: int) -> None:
