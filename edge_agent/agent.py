@@ -23,16 +23,17 @@ from edge_agent import (
     http,
     hub,
     intake,
+    loading,
     models,
     replies,
     runner,
-    runtime,
     settings,
     status,
     uplink,
     window,
 )
 from edge_agent.journal import journal, records
+from edge_agent.oip import service, surface
 from shared import backoff, lanes, link
 
 log: Final = logging.getLogger(__name__)
@@ -72,46 +73,14 @@ async def _live(policy: settings.Settings, stop: asyncio.Event) -> None:
         book = await stack.enter_async_context(_journal(policy))
         numbers, cursors = await book.lanes(), await book.cursors()
         catalogue = models.Catalogue()
-        machine = await asyncio.to_thread(_load_models, policy, catalogue)
+        machine, away = await asyncio.to_thread(loading.load, policy, catalogue)
         stack.callback(machine.close)
-        agent = Agent(policy, book, catalogue, machine, numbers, cursors)
+        agent = Agent(policy, book, catalogue, machine, away, numbers, cursors)
         port = await stack.enter_async_context(
-            http.Server.open(policy.http.host, policy.http.port, agent.pages())
+            http.Server.open(policy.http.host, policy.http.port, agent.pages(), agent.services())
         )
         log.info("%s epoch %d: http://%s:%d/status", policy.agent, book.epoch, policy.http.host, port.port)
         await agent.run(stop)
-
-
-def _load_models(policy: settings.Settings, catalogue: models.Catalogue) -> engine.Engine:
-    """An engine with every whole package of the folder; a broken one is said and hides no other."""
-    machine = engine.Engine(
-        catalogue, threads=policy.engine.intra_op_threads, cache=Path(policy.state) / "engines"
-    )
-    folder = Path(policy.models)
-    if not folder.is_dir():
-        log.warning("%s: no such folder, so no model is here", folder)
-        return machine
-    found = models.scan(folder)
-    for where, why in found.broken.items():
-        log.error("%s is left out: %s", where, why)
-    for model in found.models.values():
-        try:
-            loaded = machine.load(model, _order(model, policy.engine.provider))
-        except Exception as error:  # noqa: BLE001 - whatever a graph does, the other models must serve
-            log.error("%s is left out: %s", model, error)
-            continue
-        log.info("%s runs on %s, %.0f items/s", model, loaded.provider, loaded.items_per_second)
-        if loaded.provider != loaded.wanted:
-            log.warning("%s should run on %s: %s", model, loaded.wanted, loaded.reason)
-    return machine
-
-
-def _order(model: models.Model, provider: str) -> tuple[str, ...]:
-    """The providers to try for a model, the one that should run first."""
-    order = model.manifest.providers.order
-    if provider == "auto":
-        return runtime.offered(order)
-    return (provider, *(one for one in order if one != provider))
 
 
 class Agent:
@@ -123,12 +92,16 @@ class Agent:
         book: journal.Journal,
         catalogue: models.Catalogue,
         machine: engine.Engine,
+        away: Sequence[models.Model],
         numbers: Mapping[lanes.Lane, records.Numbers],
         cursors: Mapping[lanes.Lane, records.Cursor],
     ) -> None:
-        """`numbers` and `cursors` are those of the journal's lanes."""
+        """`away` are models whose servers are not there yet; `numbers` and `cursors` those of the journal's
+        lanes."""
         self._policy = policy
         self._journal = book
+        self._engine = machine
+        self._away = away
         self._offset = clock.Offset()
         self._hub = hub.Hub(there=policy.uplink_broker is not None, heartbeat_s=policy.uplink.telemetry_s)
         self._window = window.Window(book, catalogue, policy.engine, policy.intake.queue_weights)
@@ -145,6 +118,8 @@ class Agent:
         self._status = status.Status(
             policy, book, machine, self._window, self._runner, self._offset, self._hub
         )
+        self._oip = service.Service(book, machine, self._window, self._runner, policy)
+        self._status.oip = self._oip
         self._links: list[link.Link] = []
         self._replies: replies.Replies | None = None
         self._intake: intake.Intake | None = None
@@ -229,16 +204,22 @@ class Agent:
                 ways.append(_start(group, "uplink", self._uplink.run()))
             if self._intake is not None:
                 taking.append(_start(group, "intake", self._intake.run()))
-            self._status.working = True
+            if self._away:
+                later = loading.load_later(
+                    self._engine, self._away, self._policy.engine.provider, self._model_came
+                )
+                taking.append(_start(group, "models of other servers", later))
+            self._status.working = self._oip.taking = True
             await stop.wait()
             log.info("stopping")
-            self._status.working = False
+            self._status.working = self._oip.taking = False
             await _cancel(taking)
             if self._uplink is not None:
                 self._uplink.beat()  # the hub should give its work to others now
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_RUNNING_S):
                     await self._runner.stop()
+            self._oip.leave()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_FLUSH_S):
                     await self._flush()
@@ -255,8 +236,14 @@ class Agent:
     def _finished(self, finished: Sequence[records.Finished]) -> None:
         """Tasks whose end is committed: answer their devices, or wait for the hub's answer."""
         self._hub.handed_over.update(one.task_id for one in finished if one.given_back)
+        said = [one.reply for one in finished if one.reply is not None]
+        self._oip.ended([reply for reply in said if reply.topic == records.NOWHERE])
         if self._replies is not None:
-            self._replies.put([one.reply for one in finished if one.reply is not None])
+            self._replies.put([reply for reply in said if reply.topic != records.NOWHERE])
+
+    def _model_came(self) -> None:
+        self._window.models_changed()
+        self._runner.wake()
 
     def _overflowed(self) -> None:
         if self._uplink is not None:
@@ -277,6 +264,13 @@ class Agent:
             "/metrics": lambda: (200, "text/plain; version=0.0.4", status.exposition(metrics)),
             "/status": lambda: (200, "application/json", msgspec.json.encode(self._status.as_dict())),
         }
+
+    def services(self) -> dict[str, http.Service]:
+        """What takes requests at the local port."""
+        policy = self._policy.oip
+        if not policy.enabled:
+            return {}
+        return {surface.WORD: surface.Surface(self._engine, self._oip, policy, lambda: self._status.ready)}
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent import frames, images, models, outcomes
+from edge_agent.oip import messages
 from shared import jobs, manifests
 
 Array = npt.NDArray[Any]
@@ -234,6 +235,10 @@ def unpack(model: models.Model, content_type: str, payload: bytes) -> Items:
         return rows.unpack(model, payload)
     if kind in (jobs.PNG, jobs.JPEG):
         return _picture(model, payload)
+    if kind == messages.CONTENT_TYPE:
+        from edge_agent.oip import items  # which needs what is here
+
+        return items.unpack(model, payload)
     raise Unreadable(
         f"content type {content_type!r} is not known: use one of {', '.join(jobs.CONTENT_TYPES)}"
     )

@@ -7,7 +7,6 @@ alone: its neighbours in the batch get their predictions.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import threading
 import time
@@ -19,6 +18,7 @@ import msgspec
 import numpy as np
 
 from edge_agent import decode, models, outcomes, outputs, postprocess, runtime
+from edge_agent.oip import messages
 
 _NEWEST_SHARE: Final = 0.2
 """Weight of the newest measurement in the moving averages."""
@@ -63,7 +63,7 @@ class Engine:
 
     A model that is loaded is in `catalogue`, one that is unloaded is not. `threads` work inside
     one run; how many runs go on at one time is the caller's choice. `cache` is a folder for what
-    TensorRT builds. `opener` brings another runtime than ONNX Runtime.
+    TensorRT builds. `opener` chooses the runtimes in place of `runtime.opener`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._catalogue = catalogue
-        self._opener = opener or functools.partial(runtime.OnnxRuntime, threads=threads, cache=cache)
+        self._opener = opener or runtime.opener(threads=threads, cache=cache)
         self._clock = clock
         self._served: dict[models.Key, _Served] = {}
         self._loading = threading.Lock()
@@ -87,7 +87,7 @@ class Engine:
         Where the same name and version is loaded already, runs go on with it until the new one is
         warm, and those in flight finish on it. So an agent can serve on `order=("cuda", "cpu")` at
         once, and call this again for TensorRT, whose engine takes minutes to build.
-        Raises BadGraph or WarmUpFailed; then nothing has changed.
+        Raises BadGraph, WarmUpFailed or Unavailable; then nothing has changed.
         """
         with self._loading:
             read = postprocess.Outputs(model)
@@ -146,13 +146,22 @@ class Engine:
             return 0.0
         return 0.0 if served is None else served.items_per_second
 
+    def outputs(self, model: models.Model) -> Sequence[runtime.Output]:
+        """The outputs of a model's graph that the manifest reads. Raises NotLoaded."""
+        served = self._served.get(model.key)
+        if served is None:
+            raise NotLoaded(f"{model} is not loaded")
+        return served.outputs
+
     def run(self, model: models.Model, work: Sequence[Work]) -> list[list[outcomes.Outcome]]:
         """Run payloads in batches of at most `max_batch` items.
 
-        For each payload the outcomes of its items, in their order. Raises NotLoaded.
+        For each payload the outcomes of its items, in their order; with the graph's own numbers where the
+        payload came by the Open Inference Protocol. Raises NotLoaded.
         """
         spans = [decode.Span(self.open(model, one), 0, one.items) for one in work]
-        made = self._run(model, spans)
+        raw = any(one.content_type == messages.CONTENT_TYPE for one in work)
+        made = self._run(model, spans, raw=raw)
         if len(work) == 1:
             return [made]
         flat = iter(made)
@@ -177,12 +186,14 @@ class Engine:
         """
         return self._run(model, [decode.Span(items, start, min(stop, len(items)))])
 
-    def _run(self, model: models.Model, spans: Sequence[decode.Span]) -> list[outcomes.Outcome]:
+    def _run(
+        self, model: models.Model, spans: Sequence[decode.Span], *, raw: bool = False
+    ) -> list[outcomes.Outcome]:
         served = self._borrow(model)
         made: list[outcomes.Outcome] = []
         try:
             for count, chunk in _chunks(spans, model.max_batch):
-                made += self._run_chunk(model, served, chunk, count)
+                made += self._run_chunk(model, served, chunk, count, raw)
         finally:
             served.give_back()
         return made
@@ -198,7 +209,7 @@ class Engine:
             # Replaced between the two lines: its successor is there already.
 
     def _run_chunk(
-        self, model: models.Model, served: _Served, chunk: Sequence[decode.Span], count: int
+        self, model: models.Model, served: _Served, chunk: Sequence[decode.Span], count: int, raw: bool
     ) -> list[outcomes.Outcome]:
         """Decode the spans, `count` items together, into one batch, and run what could be read."""
         began = self._clock()
@@ -210,10 +221,10 @@ class Engine:
             bad |= items.read(start, stop, batch, row)
             row += stop - start
         if not bad:
-            made = served.predict(batch, count)
+            made = served.predict(batch, count, raw)
         else:
             good = [position for position in range(count) if position not in bad]
-            predicted = iter(served.predict(batch.take(good), len(good)) if good else ())
+            predicted = iter(served.predict(batch.take(good), len(good), raw) if good else ())
             made = [
                 outcomes.ItemFailed(bad[position]) if position in bad else next(predicted)
                 for position in range(count)
@@ -234,6 +245,8 @@ class Engine:
                 began = self._clock()
                 try:
                     served.predict_together(batch, count)
+                except runtime.Unavailable:
+                    raise
                 except Exception as error:
                     raise WarmUpFailed(
                         f"{served.model}: a run of {count} items of zeros failed on "
@@ -250,6 +263,8 @@ class _Served:
     def __init__(self, model: models.Model, opened: runtime.Runtime, read: postprocess.Outputs) -> None:
         self.model = model
         self.runtime = opened
+        self.outputs = opened.outputs
+        """Known by the warm-up at the latest."""
         self._outputs = read
         self.warm = False
         self._lock = threading.Lock()
@@ -281,22 +296,43 @@ class _Served:
         if unused:
             self.runtime.close()
 
-    def predict(self, batch: decode.Stack, count: int) -> list[outcomes.Outcome]:
+    def predict(self, batch: decode.Stack, count: int, raw: bool = False) -> list[outcomes.Outcome]:
         """Run the batch; if that fails, run each item on its own, so that only the culprit fails."""
         try:
-            return self.predict_together(batch, count)
-        except outputs.UnexpectedOutput as error:
+            return self.predict_together(batch, count, raw)
+        except (outputs.UnexpectedOutput, runtime.Unavailable) as error:
             return [_failed(error)] * count
         except Exception as error:  # noqa: BLE001 - runtimes raise kinds of their own; none may stop the agent
             if count == 1:
                 return [_failed(error)]
         made: list[outcomes.Outcome] = []
         for row in range(count):
-            made += self.predict(batch.take([row]), 1)
+            made += self.predict(batch.take([row]), 1, raw)
         return made
 
-    def predict_together(self, batch: decode.Stack, count: int) -> list[outcomes.Outcome]:
-        return self._outputs.read(self.runtime.run(batch.arrays), count, batch.frames)
+    def predict_together(self, batch: decode.Stack, count: int, raw: bool = False) -> list[outcomes.Outcome]:
+        arrays = self.runtime.run(batch.arrays)
+        made = self._outputs.read(arrays, count, batch.frames)
+        if not self.outputs:
+            self.outputs = [
+                runtime.Output(name, array.dtype.name, array.shape[1:])
+                for name, array in zip(self.model.manifest.tensors, arrays, strict=True)
+            ]
+        return self._with_numbers(made, arrays) if raw else made
+
+    def _with_numbers(
+        self, made: Sequence[outcomes.Outcome], arrays: Sequence[decode.Array]
+    ) -> list[outcomes.Outcome]:
+        """The predictions with the graph's own numbers."""
+        names = self.model.manifest.tensors
+        return [
+            msgspec.structs.replace(
+                one, raw={name: array[row] for name, array in zip(names, arrays, strict=True)}
+            )
+            if isinstance(one, outcomes.Prediction)
+            else one
+            for row, one in enumerate(made)
+        ]
 
     def measured(self, count: int, seconds: float) -> None:
         """Note how long a batch of `count` items took."""

@@ -6,6 +6,8 @@ Nothing heavy is imported here, so that the journal and the uplink may use these
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -31,6 +33,8 @@ class Prediction(msgspec.Struct, frozen=True, gc=False):
     label: str | None
     score: float | None
     output: bytes | None
+    raw: Mapping[str, Any] | None = None
+    """The graph's own numbers: an array for each of its outputs, for tasks that are answered with them."""
 
 
 class ItemFailed(msgspec.Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,19 @@ class RunFailed(RuntimeError):
     """A run gave something other than one result for each item."""
 
 
+class Unavailable(RunFailed):
+    """Nothing can run now, for what runs it is away. Another attempt may find it there."""
+
+
+class Output(NamedTuple):
+    """An output of a graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    """Of one item; -1 for a size that varies."""
+
+
 class Runtime(Protocol):
     """Runs one graph. `run` is called from several threads at once."""
 
@@ -76,6 +89,11 @@ class Runtime(Protocol):
     @property
     def reason(self) -> str | None:
         """Why `provider` is not `wanted`; None where it is."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """The manifest's `tensors`, in their order; nothing if only a run can tell."""
         ...
 
     def run(self, batch: Batch) -> Sequence[Array]:
@@ -121,24 +139,16 @@ class OnnxRuntime:
         self.wanted = order[0]
         self._session, self.provider, refused = _open(ort, model, order, threads, cache)
         self.reason = "; ".join(refused) or None
-        self._outputs = list(model.manifest.tensors)
-        self._fixed_batch = check(model, self._session.get_inputs(), self._session.get_outputs())
+        nodes = self._session.get_outputs()
+        self._fixed_batch = check(model, self._session.get_inputs(), nodes)
+        self.outputs = outputs_of(model, nodes)
+        self._outputs = [one.name for one in self.outputs]
 
     def run(self, batch: Batch) -> Sequence[Array]:
-        count = len(next(iter(batch.values())))
-        fixed = self._fixed_batch
-        outputs: Sequence[Array]
-        if fixed is None or fixed == count:
-            outputs = self._session.run(self._outputs, batch)
-        else:
-            parts = [self._session.run(self._outputs, part) for part in _padded(batch, count, fixed)]
-            outputs = [np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)]
-        for name, output in zip(self._outputs, outputs, strict=True):
-            if output.shape[:1] != (count,):
-                raise RunFailed(
-                    f"output {name!r} has shape {list(output.shape)} for {count} items: "
-                    "export the graph with the batch as the first dimension of its outputs"
-                )
+        return in_batches(self._run, batch, self._fixed_batch, self._outputs)
+
+    def _run(self, batch: Batch) -> Sequence[Array]:
+        outputs: Sequence[Array] = self._session.run(self._outputs, batch)
         return outputs
 
     def trim(self, batch: Batch) -> None:
@@ -159,6 +169,7 @@ class CallableRuntime:
         self.name = name
         self.wanted = self.provider = "python"
         self.reason: str | None = None
+        self.outputs: Sequence[Output] = ()
 
     def run(self, batch: Batch) -> Sequence[Array]:
         return self._function(batch)
@@ -168,6 +179,33 @@ class CallableRuntime:
 
     def close(self) -> None:
         pass
+
+
+def opener(*, threads: int = 1, cache: Path | None = None, python: bool = False) -> Opener:
+    """Opens each model with the runtime that its manifest names; `threads` and `cache` are for ONNX Runtime.
+
+    Without `python`, packages that bring functions are refused.
+    """
+
+    def open_(model: models.Model, order: Sequence[str]) -> Runtime:
+        match model.manifest.runtime:
+            case manifests.Remote():
+                from edge_agent import remote  # with an HTTP client, for agents that have such a model
+
+                return remote.RemoteRuntime(model)
+            case manifests.Python():
+                if not python:
+                    raise BadGraph(
+                        f"{model.folder / manifests.MANIFEST}: runtime: the package brings Python code, and "
+                        "this agent does not take any; set engine.python = true if you trust its maker"
+                    )
+                from edge_agent import functions
+
+                return functions.load(model)
+            case _:
+                return OnnxRuntime(model, order, threads=threads, cache=cache)
+
+    return open_
 
 
 def offered(order: Sequence[str]) -> tuple[str, ...]:
@@ -215,6 +253,47 @@ def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         for tensor in output.tensors:
             _check_output(model, output, _node(found, tensor, "output", where))
     return fixed.pop() if fixed else None
+
+
+def type_of(dtype: str) -> str:
+    """ONNX Runtime's word for a tensor of that dtype."""
+    return _TYPES[dtype]
+
+
+def outputs_of(model: models.Model, nodes: Sequence[Any]) -> list[Output]:
+    """The manifest's `tensors` among the outputs of a graph that was checked, described as in `check`."""
+    named = {node.name: node for node in nodes}
+    dtypes = {kind: dtype for dtype, kind in _TYPES.items()}
+    return [
+        Output(
+            name,
+            dtypes.get(named[name].type, named[name].type),
+            tuple(size if isinstance(size, int) else -1 for size in named[name].shape[1:]),
+        )
+        for name in model.manifest.tensors
+    ]
+
+
+def in_batches(
+    run: Callable[[Batch], Sequence[Array]], batch: Batch, size: int | None, names: Sequence[str]
+) -> Sequence[Array]:
+    """Run a batch, in parts of `size` items if it is not None, and see to it that each item has its row in
+    every output. Raises RunFailed, and what `run` raises."""
+    count = len(next(iter(batch.values())))
+    if size is None or size == count:
+        outputs = run(batch)
+    else:
+        parts = [run(part) for part in _padded(batch, count, size)]
+        outputs = [np.concatenate(columns)[:count] for columns in zip(*parts, strict=True)]
+    if len(outputs) != len(names):
+        raise RunFailed(f"{len(outputs)} outputs came, and {len(names)} are needed: {', '.join(names)}")
+    for name, output in zip(names, outputs, strict=True):
+        if output.shape[:1] != (count,):
+            raise RunFailed(
+                f"output {name!r} has shape {list(output.shape)} for {count} items: "
+                "export the graph with the batch as the first dimension of its outputs"
+            )
+    return outputs
 
 
 def provider_options(provider: str, model: models.Model, cache: Path | None) -> dict[str, str]:

@@ -47,6 +47,8 @@ class Engine(_Section, frozen=True):
     """The execution provider that models should run on. 'auto' is the best of a model's own order that
     the installed ONNX Runtime was built with; name 'tensorrt' or 'cuda' where the hardware is there, so
     that falling back to anything else is reported."""
+    python: bool = False
+    """Whether models may be Python functions of their packages. Such code may do whatever the agent may."""
     window: int = 4096
     """Tasks that wait in memory for their turn; the others wait in the journal."""
     window_bytes: int = 32 << 20
@@ -106,6 +108,21 @@ class Http(_Section, frozen=True):
     """0 takes a free one."""
 
 
+class Oip(_Section, frozen=True):
+    """Inference by the Open Inference Protocol v2, at the local port."""
+
+    enabled: bool = True
+    """Whether it is served: whoever reaches the port may then give the agent work."""
+    max_body: int = 16 << 20
+    """Bytes of one request, packed and unpacked."""
+    max_bodies: int = 64 << 20
+    """Bytes of all requests that are being read or answered; who comes then is told to come again."""
+    waiting: int = 256
+    """Batches that clients wait for, at most; who comes then is told to come again."""
+    answer_s: float = 60.0
+    """How long a client is let wait. Its request runs all the same."""
+
+
 class Settings(_Section, frozen=True):
     """The file agent.toml."""
 
@@ -131,6 +148,7 @@ class Settings(_Section, frozen=True):
     uplink: Uplink = Uplink()
     leases: Leases = Leases()
     http: Http = Http()
+    oip: Oip = Oip()
 
     @property
     def agent(self) -> topics.Agent:
@@ -161,6 +179,8 @@ def load(path: Path) -> Settings:
         ("engine.window", read.engine.window),
         ("intake.in_flight", read.intake.in_flight),
         ("uplink.in_flight", read.uplink.in_flight),
+        ("oip.waiting", read.oip.waiting),
+        ("oip.max_body", read.oip.max_body),
     ):
         if value < 1:
             raise settings.BadSettings(f"{path}: {what} = {value}: at least 1 is needed")

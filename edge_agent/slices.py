@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 from edge_agent import clock, engine, models, outcomes, verdicts
 from edge_agent.journal import journal, records
+from edge_agent.oip import answers
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -71,8 +72,8 @@ class _Broken(NamedTuple):
 
 def needed(model: models.Model, task: records.Task) -> bool:
     """Whether a task that was taken alone runs slice by slice: it has more items than one batch, or goes on
-    from a checkpoint."""
-    return task.items_done > 0 or task.items > model.max_batch
+    from a checkpoint. What is to be answered with tensors is kept to one batch when it comes."""
+    return task.items_done > 0 or (task.items > model.max_batch and not answers.here(task))
 
 
 class Slices:

@@ -16,6 +16,7 @@ from prometheus_client import core, registry
 
 from edge_agent import clock, engine, hub, intake, overflow, replies, runner, settings, uplink, window
 from edge_agent.journal import journal
+from edge_agent.oip import service
 from shared import link, signals, tasks
 
 MIDDLE_PRIORITY: Final = 5
@@ -63,6 +64,7 @@ class Status:
         self._started = time.monotonic()
         self.intake: intake.Intake | None = None
         self.replies: replies.Replies | None = None
+        self.oip: service.Service | None = None
         self.uplink: uplink.Uplink | None = None
         self.site_link: link.Link | None = None
         self.cloud_link: link.Link | None = None
@@ -215,10 +217,14 @@ class Metrics(registry.Collector):
         done = self._status.done
         up = self._status.uplink
         ignored = up.counts["commands_ignored"] if up is not None else 0
+        oip = self._status.oip
+        asked, refused = (oip.total, oip.refused) if oip is not None else (0, 0)
         for name, text, total in (
             ("jobs", "Jobs that devices published.", told.jobs_total),
             ("jobs_rejected", "Jobs that were refused, with a reply that says why.", told.rejected_total),
             ("replies", "Replies that the site's broker has acknowledged.", told.replies_total),
+            ("oip_requests", "Requests by the Open Inference Protocol that were accepted.", asked),
+            ("oip_refused", "Those that were told to come again, for there was no room.", refused),
             ("items", "Items that went through a model.", told.items_total),
             ("tasks_failed", "Tasks with an item that failed.", told.failed_total),
             ("tasks_overflowed", "Tasks handed over to the hub.", told.overflowed_total),

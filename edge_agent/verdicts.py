@@ -14,6 +14,7 @@ import msgspec
 
 from edge_agent import outcomes
 from edge_agent.journal import records
+from edge_agent.oip import answers
 from shared import jobs, tasks, topics
 
 _encoder: Final = msgspec.json.Encoder()
@@ -35,7 +36,10 @@ def completed(
     task: records.Task, results: Sequence[outcomes.Outcome], run: Run, site: str
 ) -> records.Finished:
     """The end of an attempt that gave each item an outcome in one batch, good or bad."""
-    return closed(task, rows(task, 0, results, run), run.version, run.run_us, site)
+    end = closed(task, rows(task, 0, results, run), run.version, run.run_us, site)
+    if answers.here(task):
+        return msgspec.structs.replace(end, reply=answers.completed(task, results, run.version))
+    return end
 
 
 def rows(
@@ -155,7 +159,9 @@ def terminated(
     return records.Finished(
         task_id=task.task_id,
         rows=last if leased else [*last, *rest],
-        reply=_reply(
+        reply=answers.ended(task, reason, error)
+        if answers.here(task)
+        else _reply(
             task,
             site,
             state=tasks.State.TERMINATED,
@@ -275,8 +281,8 @@ def _reply(
     version: str | None = None,
     items: Sequence[dict[str, Any]] | msgspec.Raw | None = None,
 ) -> records.Reply | None:
-    if task.origin == records.Origin.HUB:
-        return None  # its origin answers
+    if task.origin == records.Origin.HUB or answers.here(task):
+        return None  # its origin answers, and who waits for tensors gets them
     body: dict[str, Any] = {"task_id": tasks.format_id(task.task_id), "state": state, "model": task.model}
     known = {"reason": reason, "error": error, "version": version, "id": task.client_id, "items": items}
     body |= {name: value for name, value in known.items() if value is not None}

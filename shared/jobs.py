@@ -186,7 +186,7 @@ def parse(
         raise Rejected(f"the body is no {kind.removeprefix('image/').upper()} image", "content_type")
     if not 1 <= items <= MAX_ITEMS:
         raise Rejected(f"the job has {items} items; between 1 and {MAX_ITEMS:,} are taken")
-    metadata = _metadata(beside)
+    metadata = read_metadata(beside)
     if version is not None:
         if metadata.version not in (None, version):
             raise Rejected(f"the address names version {version}, the job {metadata.version}", "version")
@@ -267,8 +267,8 @@ def _arrow_rows(payload: bytes) -> int:
     return extent.rows
 
 
-def _metadata(fields: Mapping[str, Any]) -> Metadata:
-    """The metadata among `fields`; values may be text, as user properties and queries are."""
+def read_metadata(fields: Mapping[str, Any]) -> Metadata:
+    """The metadata among `fields`; values may be text, as user properties and queries are. Raises Rejected."""
     try:
         metadata = msgspec.convert({k: v for k, v in fields.items() if k in _FIELDS}, Metadata, strict=False)
     except msgspec.ValidationError as error:

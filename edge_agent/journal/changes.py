@@ -202,7 +202,7 @@ def _end(
     ((key, items),) = held
     if items > 1 and connection.execute(_SQL["drop_checkpoint"], {"task_id": task_id}).rowcount:
         connection.execute(_SQL["drop_parts"], {"task_id": task_id})
-    if reply is not None:
+    if reply is not None and reply.topic != records.NOWHERE:
         connection.execute(_SQL["reply"], msgspec.structs.asdict(reply))
         transaction.bytes_appended += len(reply.body)
     if key is not None:

@@ -107,11 +107,16 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return msgspec.structs.replace(self, payload=None)
 
 
+NOWHERE: Final = ""
+"""The topic of a reply that is for no device: whoever asked waits at the local port."""
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message to a device: the answer to its job."""
 
     task_id: bytes
     topic: str
+    """NOWHERE, and the journal keeps it for the task's idempotency key alone."""
     correlation: bytes | None
     content_type: str
     body: bytes

@@ -1,0 +1,94 @@
+"""The models of the agent's folder, loaded when it starts, or when the server is there that has them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from edge_agent import engine, models, runtime, settings
+from shared import manifests
+
+log: Final = logging.getLogger(__name__)
+
+AGAIN_S: Final = 5.0
+"""Between two tries to load models whose servers were not there."""
+
+
+class Loaded(NamedTuple):
+    """What became of the packages."""
+
+    engine: engine.Engine
+    away: list[models.Model]
+    """Those whose servers were not ready."""
+
+
+def load(policy: settings.Settings, catalogue: models.Catalogue) -> Loaded:
+    """An engine with every whole package of the folder; a broken one is said and hides no other."""
+    opener = runtime.opener(
+        threads=policy.engine.intra_op_threads,
+        cache=Path(policy.state) / "engines",
+        python=policy.engine.python,
+    )
+    machine = engine.Engine(catalogue, opener=opener)
+    away: list[models.Model] = []
+    folder = Path(policy.models)
+    if not folder.is_dir():
+        log.warning("%s: no such folder, so no model is here", folder)
+        return Loaded(machine, away)
+    found = models.scan(folder)
+    for where, why in found.broken.items():
+        log.error("%s is left out: %s", where, why)
+    for model in found.models.values():
+        try:
+            _load(machine, model, policy.engine.provider)
+        except runtime.Unavailable as error:
+            log.warning("%s is not served yet: %s", model, error)
+            away.append(model)
+        except Exception as error:  # noqa: BLE001 - whatever a graph does, the other models must serve
+            log.error("%s is left out: %s", model, error)
+    return Loaded(machine, away)
+
+
+async def load_later(
+    machine: engine.Engine,
+    away: Sequence[models.Model],
+    provider: str,
+    on_loaded: Callable[[], None],
+    *,
+    again_s: float = AGAIN_S,
+) -> None:
+    """Load models as soon as their servers are ready; `on_loaded` is told of each. Ends when all are here."""
+    left = list(away)
+    while left:
+        await asyncio.sleep(again_s)
+        still: list[models.Model] = []
+        for model in left:
+            try:
+                await asyncio.to_thread(_load, machine, model, provider)
+            except runtime.Unavailable:
+                still.append(model)
+            except Exception as error:  # noqa: BLE001 - as above
+                log.error("%s is left out: %s", model, error)
+            else:
+                on_loaded()
+        left = still
+
+
+def order(model: models.Model, provider: str) -> tuple[str, ...]:
+    """The providers to try for a model, the one that should run first; none where no graph runs here."""
+    if not isinstance(model.manifest.runtime, manifests.Onnx):
+        return ()
+    own = model.manifest.providers.order
+    if provider == "auto":
+        return runtime.offered(own)
+    return (provider, *(one for one in own if one != provider))
+
+
+def _load(machine: engine.Engine, model: models.Model, provider: str) -> None:
+    loaded = machine.load(model, order(model, provider))
+    log.info("%s runs on %s, %.0f items/s", model, loaded.provider, loaded.items_per_second)
+    if loaded.provider != loaded.wanted:
+        log.warning("%s should run on %s: %s", model, loaded.wanted, loaded.reason)
