@@ -98,6 +98,8 @@ class Detection(_Output, frozen=True, kw_only=True, tag_field="kind", tag="detec
             raise ValueError("`logits` needs a number for each label; here each box has one score: remove it")
         if self.background is not None and self.background not in self.labels:
             raise ValueError(f"`background` is {self.background!r}, which is not one of `labels`")
+        if set(self.labels) == {self.background}:
+            raise ValueError("`labels` has nothing but the background: add what is to be seen")
         if len(set(self.tensors)) < len(self.tensors):
             raise ValueError(
                 f"`name`, `scores` and `classes` name one output twice: {', '.join(self.tensors)}"

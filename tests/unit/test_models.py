@@ -9,10 +9,13 @@ import pytest
 
 from edge_agent import models
 from shared import manifests
+from shared.manifests import alphabet
 from tests import models as packages
 
 HEAD = 'name = "m"\nversion = "1"\n'
 IMAGE = '[[inputs]]\nname = "x"\nkind = "image"\nwidth = 4\nheight = 3\ncolour = "rgb"\n'
+DETECTION = '[[outputs]]\nname = "y"\nkind = "detection"\nlabels = ["a", "b"]\nrow = "box"\nbox = "xyxy"\n'
+CTC = '[[outputs]]\nname = "y"\nkind = "ctc"\ndictionary = "letters.txt"\n'
 RAW = '[[outputs]]\nname = "y"\nkind = "raw"\n'
 WHERE = Path("models/m/model.toml")
 
@@ -34,6 +37,34 @@ def test_a_manifest_has_sensible_defaults() -> None:
     assert manifest.limits.max_pixels == 4096 * 4096
 
 
+@pytest.mark.parametrize(
+    ("more", "least", "usual", "most"),
+    [
+        ("", (3, 32, 64), (3, 32, 64), (3, 32, 64)),
+        ('resize = "fit"', (3, 32, 64), (3, 32, 64), (3, 32, 64)),
+        ('resize = "fit"\nmultiple_of = 16', (3, 16, 16), (3, 32, 64), (3, 32, 64)),
+        ('resize = "height"\nmax_width = 320', (3, 32, 64), (3, 32, 64), (3, 32, 320)),
+        ('resize = "height"\nmax_width = 64', (3, 32, 64), (3, 32, 64), (3, 32, 64)),
+        ('resize = "fit"\nmultiple_of = 16\nlayout = "nhwc"', (16, 16, 3), (32, 64, 3), (32, 64, 3)),
+    ],
+)
+def test_an_input_knows_between_which_sizes_it_varies(
+    more: str, least: tuple[int, ...], usual: tuple[int, ...], most: tuple[int, ...]
+) -> None:
+    """Only where the size depends on the picture do the smallest and the largest shape differ."""
+    text = IMAGE.replace("width = 4", "width = 64").replace("height = 3", "height = 32")
+    manifest = parsed(HEAD + text + more + "\n" + RAW)
+    (image,) = manifest.inputs
+    assert (image.least, image.shape, image.most) == (least, usual, most)
+    assert image.varies == manifest.varies == (least != most)
+
+
+def test_a_manifest_says_which_tensors_are_read() -> None:
+    """Those of all its outputs, each once, in their order: some outputs read several."""
+    boxes = DETECTION + 'scores = "s"\nclasses = "c"\n'
+    assert parsed(HEAD + IMAGE + boxes + RAW.replace('"y"', '"s"')).tensors == ("y", "s", "c")
+
+
 def test_the_layout_orders_the_shape() -> None:
     """nhwc puts the channels last."""
     (image,) = parsed(HEAD + IMAGE + 'layout = "nhwc"\n' + RAW).inputs
@@ -51,6 +82,69 @@ def test_the_layout_orders_the_shape() -> None:
         (HEAD + IMAGE + "mean = [0.1, 0.2]\n" + RAW, ("inputs[0]", "`mean` has 2 numbers", "1 or 3")),
         (HEAD + IMAGE + "std = [0.0]\n" + RAW, ("inputs[0]", "`std`", "0 is not allowed")),
         (HEAD + IMAGE + 'dtype = "uint8"\nscale = 0.5\n' + RAW, ("inputs[0]", "dtype uint8", "remove")),
+        (HEAD + IMAGE + 'resize = "fill"\n' + RAW, ("inputs[0].resize", "fill", "stretch, fit, height")),
+        (HEAD + IMAGE + "pad = [1]\n" + RAW, ("inputs[0]", "`pad` has nothing to fill", "remove it")),
+        (HEAD + IMAGE + "pad = [1, 2]\n" + RAW, ("inputs[0]", "`pad` has 2 numbers", "1 or 3")),
+        (HEAD + IMAGE + "pad = [256]\n" + RAW, ("inputs[0].pad[0]", "<= 255")),
+        (
+            HEAD + IMAGE + 'resize = "fit"\ndtype = "uint8"\npad = [0.5]\n' + RAW,
+            ("inputs[0]", "`pad` takes whole numbers for dtype uint8"),
+        ),
+        (HEAD + IMAGE + 'place = "centre"\n' + RAW, ("inputs[0]", '`place` goes with resize = "fit"')),
+        (HEAD + IMAGE + "multiple_of = 2\n" + RAW, ("`multiple_of` goes with", '"fit" or resize = "height"')),
+        (
+            HEAD + IMAGE + 'resize = "fit"\nmax_width = 9\n' + RAW,
+            ("`max_width` goes with", "change `resize`"),
+        ),
+        (HEAD + IMAGE + 'resize = "height"\n' + RAW, ("inputs[0]", "`max_width` is missing", "add it")),
+        (
+            HEAD + IMAGE + 'resize = "height"\nmax_width = 3\n' + RAW,
+            ("`max_width` is 3", "at least `width`, 4"),
+        ),
+        (HEAD + IMAGE + 'resize = "fit"\nmultiple_of = 2\n' + RAW, ("`height` must be a multiple of 2",)),
+        (
+            HEAD + IMAGE + 'resize = "height"\nmax_width = 9\nmultiple_of = 2\n' + RAW,
+            ("`max_width` must be a multiple of 2",),
+        ),
+        (
+            HEAD + IMAGE + 'resize = "fit"\nplace = "centre"\nmultiple_of = 1\n' + RAW,
+            ("inputs[0]", "`place` cannot be the centre", "remove it"),
+        ),
+        (HEAD + IMAGE + DETECTION, ("outputs[0]", '`scores` goes with row = "box"', "give both, or neither")),
+        (
+            HEAD + IMAGE + DETECTION.replace('"box"', '"box classes"') + 'classes = "c"\n',
+            ("outputs[0]", "`classes` goes with", "remove it"),
+        ),
+        (
+            HEAD + IMAGE + DETECTION.replace("xyxy", "ltrb"),
+            ("outputs[0].box", "ltrb", "xyxy, yxyx, xywh, cxcywh"),
+        ),
+        (
+            HEAD + IMAGE + DETECTION.replace('"box"', '"rows"'),
+            ("outputs[0].row", "rows", "box objectness classes,"),
+        ),
+        (
+            HEAD + IMAGE + DETECTION.replace('"box"', '"box score class"') + 'logits = "sigmoid"\n',
+            ("outputs[0]", "`logits` needs a number for each label", "remove it"),
+        ),
+        (
+            HEAD + IMAGE + DETECTION + 'scores = "s"\nbackground = "none"\n',
+            ("outputs[0]", "`background` is 'none'", "not one of `labels`"),
+        ),
+        (
+            HEAD + IMAGE + DETECTION.replace(', "b"', "") + 'scores = "s"\nbackground = "a"\n',
+            ("outputs[0]", "`labels` has nothing but the background", "add"),
+        ),
+        (HEAD + IMAGE + DETECTION + 'scores = "y"\n', ("outputs[0]", "name one output twice: y, y")),
+        (HEAD + IMAGE + DETECTION + "iou_threshold = 2\n", ("outputs[0].iou_threshold", "<= 1")),
+        (
+            HEAD
+            + IMAGE.replace("image", "tensor").partition("width")[0]
+            + "shape = [1]\n"
+            + '[[outputs]]\nname = "y"\nkind = "heatmap"\nlabel = "spot"\nthreshold = 0.5\n',
+            ("`outputs`", "no input is one", "of kind image"),
+        ),
+        (HEAD + IMAGE + CTC + 'blank = "none"\n', ("outputs[0].blank", "none", "first, last")),
         (HEAD + IMAGE, ("`outputs`", "add it")),
         (HEAD + IMAGE + IMAGE + RAW, ("`inputs` names one of them twice",)),
         (HEAD + IMAGE + RAW.replace("raw", "scores") + "threshold = 1.0\n", ("outputs[0]", "go together")),
@@ -92,6 +186,34 @@ def test_a_graph_that_is_missing_or_outside_is_refused(tmp_path: Path) -> None:
     manifest.write_text('file = "other.onnx"\n' + whole)
     with pytest.raises(manifests.BadPackage, match=r"other\.onnx.*put the graph into"):
         models.load(folder)
+
+
+def test_a_dictionary_that_is_no_use_is_told(tmp_path: Path) -> None:
+    """It is a file of the package, in UTF-8, with something in it; the error says which field names it."""
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    manifest = tmp_path / "model.toml"
+    letters = tmp_path / "letters.txt"
+    for dictionary, content, words in (
+        ("../letters.txt", None, "lies outside the package"),
+        ("letters.txt", None, "cannot be read (No such file or directory); put the dictionary into"),
+        ("letters.txt", b"a\n\xff\n", "is not UTF-8"),
+        ("letters.txt", b"", "is empty; write one character a line"),
+    ):
+        manifest.write_text(HEAD + IMAGE + CTC.replace("letters.txt", dictionary))
+        if content is not None:
+            letters.write_bytes(content)
+        with pytest.raises(manifests.BadPackage) as caught:
+            models.load(tmp_path)
+        for part in (str(manifest), "outputs[0].dictionary", dictionary, words):
+            assert part in str(caught.value)
+
+
+def test_a_dictionary_has_one_character_a_line(tmp_path: Path) -> None:
+    """Whatever ends its lines, and be a character a space or what Unicode takes for the end of a line."""
+    (tmp_path / "letters.txt").write_bytes("\ufeffa\r\n \nb\u2028\n\u3000\nc".encode())
+    output = manifests.Ctc(name="y", dictionary="letters.txt", space=True)
+    assert alphabet.read(tmp_path, output) == ("", "a", " ", "b\u2028", "\u3000", "c", " ")
+    assert alphabet.read(tmp_path, manifests.Ctc(name="y", dictionary="letters.txt", blank="last"))[-1] == ""
 
 
 def test_a_broken_package_hides_no_other(tmp_path: Path) -> None:

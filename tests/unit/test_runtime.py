@@ -116,6 +116,51 @@ def test_tensorrt_is_told_the_whole_range_of_shapes(tmp_path: Path) -> None:
     assert runtime.provider_options("cuda", model, tmp_path) == {}
 
 
+def test_tensorrt_is_told_between_which_sizes_an_input_varies(tmp_path: Path) -> None:
+    """From the smallest picture of one item to the largest of a whole batch, built for the usual one."""
+    folder = packages.write_classifier(tmp_path / "m", extra="[batching]\nmax_batch = 4")
+    manifest = folder / "model.toml"
+    more = 'width = 8\nresize = "height"\nmax_width = 64'
+    manifest.write_text(manifest.read_text().replace("width = 8", more))
+    options = runtime.provider_options("tensorrt", models.load(folder), None)
+    assert options["trt_profile_min_shapes"] == "image:1x1x8x8"
+    assert options["trt_profile_opt_shapes"] == "image:4x1x8x8"
+    assert options["trt_profile_max_shapes"] == "image:4x1x8x64"
+
+
+def test_a_graph_of_one_size_takes_no_input_that_varies(tmp_path: Path) -> None:
+    """It would fail at the first picture of another size: refused at load, with both shapes."""
+    folder = packages.write_classifier(tmp_path / "m")
+    manifest = folder / "model.toml"
+    manifest.write_text(
+        manifest.read_text().replace("width = 8", 'width = 8\nresize = "fit"\nmultiple_of = 4')
+    )
+    words = r"takes \['batch', 1, 8, 8\].*\['batch', 1, 4, 4\] to \['batch', 1, 8, 8\]"
+    with pytest.raises(runtime.BadGraph, match=words):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (
+            'kind = "detection"\nlabels = ["a"]\nrow = "box classes"\nbox = "xyxy"',
+            r"\[2\] an item.*\[boxes, 5\]",
+        ),
+        ('kind = "ctc"\ndictionary = "model.toml"', r"\[2\] an item.*\[steps, \d+\]: take the dictionary"),
+    ],
+)
+def test_boxes_and_text_must_be_of_the_graphs_shape(tmp_path: Path, output: str, words: str) -> None:
+    """A graph for another number of classes, or another alphabet, is refused at load."""
+    folder = packages.write_classifier(tmp_path / "m")
+    manifest = folder / "model.toml"
+    head, _, rest = manifest.read_text().partition('kind = "classification"')
+    manifest.write_text(head + output + "\n" + rest[rest.index("[providers]") :])
+    with pytest.raises(runtime.BadGraph, match=words) as caught:
+        opened(folder)
+    assert str(manifest) in str(caught.value)
+
+
 def test_onnx_runtime_is_loaded_with_the_first_model() -> None:
     """An agent without models, or a tool that reads manifests, does not pay 45 MB for it."""
     script = "import sys; from edge_agent import engine; sys.exit('onnxruntime' in sys.modules)"
