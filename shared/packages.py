@@ -190,6 +190,8 @@ class Reader:
 
     def finish(self) -> None:
         """Raises BadArchive unless the archive has come to its end."""
+        if not self._ended and self._names.is_empty:
+            raise BadArchive("it is no archive of a model package, or breaks off where it begins")
         if not self._ended:
             raise BadArchive("it breaks off before its end; send or fetch it again")
 
@@ -222,6 +224,10 @@ class _Names:
         self._folded: set[str] = set()
         self._last: list[bytes] = []
         self._bytes = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._folded
 
     def add(self, entry: Entry) -> None:
         path = entry.name.removesuffix("/")

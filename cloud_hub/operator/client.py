@@ -10,6 +10,7 @@ harmless, and a submission carries an idempotency key, so that no task is ever m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
@@ -214,6 +215,45 @@ class Client:
         """Give an agent the hub's tasks again."""
         return self._json("POST", f"/v1/agents/{site}/{name}/resume")
 
+    def models(self) -> Answer:
+        return self._json("GET", "/v1/models")
+
+    def model(self, name: str) -> Answer:
+        return self._json("GET", f"/v1/models/{_quoted(name)}")
+
+    def version(self, name: str, version: str) -> Answer:
+        """One version of a model, with its manifest."""
+        return self._json("GET", _version(name, version))
+
+    def push(
+        self, name: str, version: str, archive: Path | bytes, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Push a package; `headers`: its digest and signature."""
+        return self._json(
+            "PUT",
+            _version(name, version),
+            content=archive,
+            headers=headers,
+            patience_s=self._patience_s,
+        )
+
+    def remove_version(self, name: str, version: str) -> Answer:
+        """Forget a version; returns what it was."""
+        return self._json("DELETE", _version(name, version))
+
+    def serve(self, name: str, version: str, selector: str = "") -> Answer:
+        """Have the agents that a selector fits serve a version."""
+        return self._json(
+            "PUT",
+            f"/v1/targets/{_quoted(name)}",
+            content=json.dumps({"version": version, "selector": selector}).encode(),
+            headers={"content-type": "application/json"},
+        )
+
+    def withdraw(self, name: str, selector: str = "") -> Answer:
+        """Withdraw a target; returns those that are left of the model."""
+        return self._json("DELETE", f"/v1/targets/{_quoted(name)}", query={"selector": selector})
+
     def _pages(self, path: str, what: str, limit: int, wanted: Query) -> Iterator[Answer]:
         cursor: str | None = None
         while limit > 0:
@@ -234,11 +274,14 @@ class Client:
         path: str,
         *,
         query: Query | None = None,
-        content: bytes | None = None,
+        content: bytes | Path | None = None,
         headers: Mapping[str, str] | None = None,
         patience_s: float = READ_PATIENCE_S,
     ) -> Answer:
-        """One answer, asked for again while there is none or the hub says to come back."""
+        """One answer, asked for again while there is none or the hub says to come back.
+
+        A file is sent without being read as a whole.
+        """
         import httpx
 
         wait = float(query.get("wait") or 0.0) if query else 0.0
@@ -246,14 +289,17 @@ class Client:
         for attempt in range(1000):
             pause = random.uniform(0, min(5.0, 0.1 * 2**attempt))  # full jitter
             try:
-                answer = self._http.request(
-                    method,
-                    path,
-                    params=_said(query or {}),
-                    content=content,
-                    headers=headers,
-                    timeout=self._timeout_s + wait,
-                )
+                with contextlib.ExitStack() as stack:
+                    answer = self._http.request(
+                        method,
+                        path,
+                        params=_said(query or {}),
+                        content=(
+                            stack.enter_context(content.open("rb")) if isinstance(content, Path) else content
+                        ),
+                        headers=headers,
+                        timeout=self._timeout_s + wait,
+                    )
             except (httpx.TransportError, httpx.InvalidURL) as error:
                 failed: Failed = self._unreachable(error)
             else:
@@ -279,6 +325,10 @@ class Client:
 def _quoted(name: str) -> str:
     """A name as one level of an address, whatever is in it."""
     return urllib.parse.quote(name, safe="")
+
+
+def _version(name: str, version: str) -> str:
+    return f"/v1/models/{_quoted(name)}/versions/{_quoted(version)}"
 
 
 def _said(query: Query) -> dict[str, str | int | float]:

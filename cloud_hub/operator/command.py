@@ -301,6 +301,12 @@ def _draining(hub: client.Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _models(hub: client.Client, arguments: argparse.Namespace) -> int:
+    from cloud_hub.operator import models  # with all that a manifest can say
+
+    return models.run(hub, arguments)
+
+
 def _say(shown: RenderableType) -> None:
     from cloud_hub.operator import show
 
@@ -324,6 +330,7 @@ RUN: Final[dict[str, Callable[[client.Client, argparse.Namespace], int]]] = {
     "why": _why,
     "retry": _retry,
     "queues": _queues,
+    "models": _models,
     "drain": _draining,
     "cordon": _draining,
     "resume": _draining,

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
+from cloud_hub.operator import model_options
+
 DEFAULT_HUB: Final = "http://127.0.0.1:8080"
 WAIT_S: Final = 300.0
 REASONS: Final = "cancelled, expired, exhausted, not_retriable, shed"
@@ -26,6 +28,8 @@ examples:
   backhaul queues set archive --weight 0.5 --max-queued 100000 --when-full drop_lowest
   backhaul retry --reason exhausted --model surface-defects
   backhaul drain lyon-press/press-a --within 60s
+  backhaul models push models/surface-defects --key release.pem
+  backhaul models serve surface-defects@1.3.0 --where site=lyon-press
 
 `backhaul COMMAND --help` tells more. The hub is found by --hub or BACKHAUL_HUB.
 """
@@ -56,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     _add_changes(add)
     _add_queues(add)
     _add_fleet(add)
+    model_options.add(add, _everywhere)
     commands.add_parser(
         "demo", help="the whole system on this machine, with simulated cameras", add_help=False
     )

@@ -198,7 +198,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "another tar's": (tar(member("a"), kind=tarfile.GNU_FORMAT), "no archive|as `backhaul models pack`"),
     "no tar at all": (b"\x7fELF" + bytes(2000), "no archive"),
     "a zip file": (b"PK\3\4" + bytes(2000), "no archive"),
-    "nothing": (b"", "breaks off"),
+    "nothing": (b"", "no archive"),
     "bytes behind the end": (GOOD + b"x", "behind its end"),
     "zeros behind the end": (GOOD + bytes(512), "behind its end"),
     "bytes between files": (GOOD[: 512 + 701] + b"x" + GOOD[512 + 702 :], "between its files"),
