@@ -141,6 +141,8 @@ class Hub:
     def _on_news(self, word: str) -> None:
         if word in (news.QUEUED, news.FREED):
             self._scheduler.wake()
+        elif word == news.ENDED:
+            self._scheduler.room()
 
     def _drained(self, agent: topics.Agent, draining: bool) -> None:
         member = self._fleet.find(agent)

@@ -11,7 +11,9 @@ from cloud_hub.store import ends
 QUEUED = "queued"
 """Tasks wait: the scheduler has something to place."""
 FREED = "freed"
-"""Leases ended or an agent has more room: the scheduler may place more."""
+"""An agent has come, or has more room than before: the scheduler may place more."""
+ENDED = "ended"
+"""Leases ended: of use if something waits for room."""
 
 
 class Lanes(Protocol):
@@ -46,7 +48,7 @@ class News:
         if outcome.queued:
             self._everywhere.announce(QUEUED)
         elif outcome.ended:
-            self._everywhere.announce(FREED)
+            self._everywhere.announce(ENDED)
         if outcome.told:
             self._elsewhere(self._lanes.wake(outcome.told))
 

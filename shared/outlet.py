@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FULL_BATCH = 1024
 """A batch of so many records is never held back."""
+IN_LOOP_BYTES = 32 << 10
+"""Up to this size a batch is encoded in the loop: to hand it to a thread and back would take longer."""
 
 
 class Store(Protocol):
@@ -115,18 +117,22 @@ class Outlet:
         Raises JournalRegressed if the receiver is ahead of the store.
         """
         now = time.monotonic()
+        moved: list[tuple[lanes.Lane, int]] = []
         for ack in acks:
             lane = lanes.Lane.parse(ack.lane)
             sender = self._senders.get(lane)
             if sender is None:
                 continue  # a generation that was drained and dropped; or not of ours
             sent = sender.sent
-            moved = sender.acknowledge(ack.cursor, now, rewind=ack.rewind)
+            if sender.acknowledge(ack.cursor, now, rewind=ack.rewind):
+                moved.append((lane, sender.acked))
             self.rewinds += sender.sent < sent
-            if moved:
-                await self._store.acknowledged(lane, sender.acked)
-                if not sender.unacknowledged and lane != self._live(lane.name):
-                    del self._senders[lane]
+        self._wake.set()  # the window has room, whatever the store says
+        for lane, acked in moved:
+            await self._store.acknowledged(lane, acked)
+            sender = self._senders.get(lane)
+            if sender is not None and not sender.unacknowledged and lane != self._live(lane.name):
+                del self._senders[lane]
         self._wake.set()
 
     async def run(self) -> None:
@@ -175,7 +181,10 @@ class Outlet:
             if sender.sent != after:
                 return  # likewise: what was to be sent is gone, for it has arrived
             raise LookupError(f"lane {lane} numbered {sender.numbered} records but holds none after {after}")
-        payload = await asyncio.to_thread(wire.encode, batch.kind, batch.batches)
+        if sum(part.nbytes for part in batch.batches) <= IN_LOOP_BYTES:
+            payload = wire.encode(batch.kind, batch.batches)
+        else:
+            payload = await asyncio.to_thread(wire.encode, batch.kind, batch.batches)
         await self._link.room()
         if sender.sent != after or not self._link.connected or lane not in self._senders:
             return  # the lane was rewound or acknowledged meanwhile: choose again

@@ -33,6 +33,9 @@ IN_THREAD: Final = 200
 """From so many tasks on a plan is made in a thread: the loop has others to serve."""
 HELD: Final = 1000
 """Leases that are looked at for a task that needs room."""
+GATHER_S: Final = 0.005
+"""From a word that there is something to do to the pass: what comes meanwhile goes together. A pass at each
+word would cost more time than that, with hundreds of words a second."""
 RIPEN_S: Final = 0.1
 """How often tasks are looked for that have waited long enough after a failure, at most."""
 UPKEEP_S: Final = 1.0
@@ -62,6 +65,8 @@ class Scheduler:
         self._lease_ttl_s = lease_ttl_s
         self._clocks: Clocks = {}
         self._ready = readiness.Readiness(members, self.rules)
+        self._wanting = True
+        """The last pass left tasks that wait for room."""
         self._given: set[int] = set()
         """Agents (ids) that the last plan gave something."""
         self._classes = classes.Known()
@@ -72,6 +77,11 @@ class Scheduler:
     def wake(self) -> None:
         """Something was queued, or an agent has room."""
         self._wake.set()
+
+    def room(self) -> None:
+        """Leases ended."""
+        if self._wanting:
+            self._wake.set()
 
     def lead(self, fair: str) -> None:
         """This hub leads now; `fair` are the clocks of the one before it."""
@@ -109,10 +119,12 @@ class Scheduler:
             except TimeoutError:
                 pass
             self._wake.clear()
+            await asyncio.sleep(GATHER_S)
 
     async def _pass(self, lead: leader.Leader, told: news.News) -> bool:
         """Place what can be placed; True if there may be more to place at once."""
         self._wake.clear()
+        self._wanting = True
         async with pool.statement(self._connections) as connection:
             self._ready.refresh(await schedule.outstanding(connection), self._given)
             ready = self._ready.index
@@ -132,6 +144,7 @@ class Scheduler:
                 rules=self.rules,
             )
         self.counts["passes"] += 1
+        self._wanting = bool(without_room or not all(left.values()))
         if not heads:
             return False
         queues = {
@@ -140,6 +153,7 @@ class Scheduler:
         }
         decided = await self._decide(heads, ready, queues)
         self._given = {one.choice.agent_id for one in decided.placements}
+        self._wanting |= decided.more or len(decided.placements) < sum(len(head.tasks) for head in heads)
         granted = await self._grant(lead, decided, told) if decided.placements else 0
         if decided.unplaced and look_for_room:
             await self._make_room(lead, told, decided.unplaced)
