@@ -13,7 +13,7 @@ import pytest
 
 from cloud_hub import settings as hub_settings
 from edge_agent import settings as agent_settings
-from shared import tasks, topics
+from shared import manifests, tasks, topics
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
@@ -99,12 +99,14 @@ def test_settings_in_the_docs_can_be_loaded(tmp_path: Path) -> None:
             file.write_text(text, encoding="utf-8")
             if re.search(r"^site = ", text, re.MULTILINE):
                 agent_settings.load(file)
+            elif re.search(r"^\[\[inputs\]\]", text, re.MULTILINE):
+                manifests.parse(text, file)
             elif re.search(r"^database = ", text, re.MULTILINE):
                 hub_settings.load(file)
             else:
                 continue
             loaded += 1
-    assert loaded >= 6
+    assert loaded >= 9
 
 
 def test_the_topics_are_those_of_the_code() -> None:
