@@ -14,6 +14,9 @@ Task ids are 16 bytes everywhere.
     results     result rows, a page or a stream of them
     partitions  months of result rows, made ahead and dropped whole
     leadership  which scheduler may write
+    models      versions of models, and who vouches for them
+    targets     which agents are to serve which version
+    blobs       what packages are made of, piece by piece
 
     verdicts    what a report, a lost lease or a wish means for a task: pure
     ends        where tasks change, and what follows: the word to an origin, the call back of a lease
