@@ -184,6 +184,64 @@ def write_picker(folder: Path, *, name: str = "picker", version: str = "1.0.0", 
     )
 
 
+def write_finder(folder: Path, image: str, *, name: str = "finder", extra: str = "") -> Path:
+    """A package that finds the bright spot of a grey picture: one box around all pixels above 128.
+
+    `image` is TOML for its input, which may be of any size.
+    """
+    size: list[Dimension] = ["batch", 1, "height", "width"]
+    picture = helper.make_tensor_value_info("image", TensorProto.FLOAT, size)
+    boxes = helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["batch", 1, 6])
+    nodes = [
+        helper.make_node("Greater", ["image", "half"], ["over"]),
+        helper.make_node("Cast", ["over"], ["bright"], to=TensorProto.FLOAT),
+    ]
+    for axis, first, last in ((3, "left", "right"), (2, "top", "bottom")):
+        # Of each column (or line) whether something in it is bright, and where that begins and ends.
+        across = f"across{axis}"
+        nodes += [
+            helper.make_node("ReduceMax", ["bright"], [across], axes=[1, 5 - axis], keepdims=0),
+            helper.make_node("ArgMax", [across], [f"{first}_at"], axis=1, keepdims=1),
+            helper.make_node("ArgMax", [across], [f"{last}_at"], axis=1, keepdims=1, select_last_index=1),
+            helper.make_node("Cast", [f"{first}_at"], [first], to=TensorProto.FLOAT),
+            helper.make_node("Cast", [f"{last}_at"], [f"{last}_before"], to=TensorProto.FLOAT),
+            helper.make_node("Add", [f"{last}_before", "one"], [last]),
+        ]
+    nodes += [
+        helper.make_node("ReduceMax", ["bright"], ["score_row"], axes=[1, 2], keepdims=0),
+        helper.make_node("ReduceMax", ["score_row"], ["score"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["score", "zero"], ["class"]),
+        helper.make_node("Concat", ["left", "top", "right", "bottom", "score", "class"], ["row"], axis=1),
+        helper.make_node("Unsqueeze", ["row", "second"], ["boxes"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "half": np.array(128, np.float32),
+        "one": np.array(1, np.float32),
+        "zero": np.array(0, np.float32),
+        "second": np.array([1], np.int64),
+    }
+    _write(folder, nodes, [picture], [boxes], constants)
+    return _manifest(
+        folder,
+        f"""
+        name = "{name}"
+        version = "1.0.0"
+        [[inputs]]
+        name = "image"
+        kind = "image"
+        colour = "grey"
+        {image}
+        [[outputs]]
+        name = "boxes"
+        kind = "detection"
+        labels = ["spot"]
+        row = "box score class"
+        box = "xyxy"
+        {extra}
+        """,
+    )
+
+
 def png(grey: int, size: int = 8) -> bytes:
     """A picture of one grey, 0 to 255."""
     return encoded(Image.new("L", (size, size), grey))
