@@ -270,7 +270,7 @@ class Agent:
         policy = self._policy.oip
         if not policy.enabled:
             return {}
-        return {surface.WORD: surface.Surface(self._engine, self._oip, policy, lambda: self._status.ready)}
+        return {surface.WORD: surface.Surface(self._engine, self._oip, policy, lambda: self._oip.taking)}
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -263,7 +263,8 @@ class _Pool:
             if len(read) > MAX_RESPONSE:
                 raise runtime.RunFailed(f"{self._url} gave more than {MAX_RESPONSE:,} bytes")
         if response.length:
-            raise http.client.IncompleteRead(bytes(read[:0]), response.length)
+            raise http.client.IncompleteRead(b"", response.length)
+        response.close()  # read to its end: the connection may be asked again
         return bytes(read)
 
 

@@ -33,6 +33,7 @@ DTYPES: Final[Mapping[str, str]] = {
 DATATYPES: Final[Mapping[str, str]] = {dtype: datatype for datatype, dtype in DTYPES.items()}
 
 _LENGTH: Final = struct.Struct("<I")
+_DIMENSIONS: Final = 32
 
 
 class BadTensor(ValueError):
@@ -110,6 +111,8 @@ def from_json(kind: str, shape: Sequence[int], data: msgspec.Raw) -> Array:
         plain: Array = np.asarray(values) if values else np.empty(0, dtype)
     except (ValueError, OverflowError):
         raise BadTensor("its rows differ in length") from None
+    if dtype.kind in "iu" and plain.dtype.kind in "fO":
+        plain = _large(np.asarray(values, object), kind)
     if plain.shape not in ((count,), tuple(shape)):
         raise BadTensor(f"data of shape {list(plain.shape)} for shape {list(shape)}")
     return _exactly(plain.reshape(shape), dtype, kind)
@@ -134,8 +137,8 @@ def of_bytes(values: Sequence[bytes], shape: Sequence[int] | None = None) -> Arr
 
 
 def _count(shape: Sequence[int]) -> int:
-    if any(size < 0 for size in shape):
-        raise BadTensor(f"shape {list(shape)} has a negative dimension")
+    if len(shape) > _DIMENSIONS or any(not 0 <= size < 1 << 31 for size in shape):
+        raise BadTensor(f"shape {list(shape)[:_DIMENSIONS]} has a dimension that is negative, or too large")
     return math.prod(shape)
 
 
@@ -159,6 +162,16 @@ def _exactly(plain: Array, dtype: np.dtype[Any], kind: str) -> Array:
     if dtype.kind == "f" and not np.isfinite(made).all():  # in JSON they were
         raise BadTensor(f"a number is out of the range of {kind}")
     return made
+
+
+def _large(plain: Array, kind: str) -> Array:
+    """Whole numbers of which some are beyond 63 bits: beside others numpy would make them floats."""
+    flat = plain.ravel().tolist()
+    if not all(type(one) is int for one in flat):
+        raise BadTensor(f"its data is not of {kind}")
+    if min(flat) < 0 or max(flat) >= 1 << 64:
+        raise BadTensor(f"a number is out of the range of {kind}")
+    return np.array(flat, np.uint64).reshape(plain.shape)
 
 
 def _elements(body: memoryview, count: int) -> list[bytes]:
