@@ -139,13 +139,14 @@ def test_a_map_may_be_coarser_than_its_input(shape: tuple[int, ...]) -> None:
 
 
 def test_what_is_around_a_picture_is_none_of_it() -> None:
-    """Regions in the padding don't count, and one that goes on there is cut off."""
+    """Regions in the padding don't count, and one that goes on there is judged by what is in the picture."""
     values = np.zeros((20, 20), np.float32)
     values[0:4, 2:8] = 1  # a picture of 40 x 20 lies between 5 and 15
-    values[8:18, 10:14] = 1
+    values[8:15, 10:14] = 1
+    values[15:18, 10:14] = 0.6
     some = model(image=readings.image(20, 20, 'resize = "fit"'))
     (made,) = found(some, values, (40, 20))
-    assert made["box"] == [20, 6, 28, 20]
+    assert (made["box"], made["score"]) == ([20, 6, 28, 20], 1)
 
 
 def test_what_is_not_a_number_is_no_verdict() -> None:
