@@ -72,9 +72,11 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(given: argparse.Namespace) -> int:
     policy = settings.load(given.config)
     _log(logging.DEBUG if given.verbose else logging.INFO)
+    import uvloop
+
     from cloud_hub import hub  # with FastAPI and pyarrow, which the other commands do not need
 
-    asyncio.run(hub.run(policy))
+    uvloop.run(hub.run(policy))
     return 0
 
 

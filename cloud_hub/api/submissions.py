@@ -5,8 +5,8 @@ its way to the disk, the next group gathers. So a thousand clients cost PostgreS
 lone client waits for nobody.
 
     request ─┐
-    request ─┼─> waiting (bounded) ──> one flusher: COPY, commit ──> every request of the group is answered
-    request ─┘
+    request ─┼─> waiting (bounded) ──> flusher: COPY, commit ──> every request of the group is answered
+    request ─┘                └──────> a second one, beside it while many tasks wait
 
 Which of them find room in their queues is decided within the transaction (`admission`).
 """
@@ -19,7 +19,7 @@ import itertools
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import prometheus_client
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING_TASKS: Final = 20_000
 MAX_WAITING_BYTES: Final = 256 << 20
+MANY_TASKS: Final = 400
+"""When so many tasks wait a second group is committed beside the first: PostgreSQL works on one while the
+other is made ready."""
 MAX_GROUP_TASKS: Final = 2_000
 """Tasks of one commit, unless a single request has more."""
 MAX_GROUP_BYTES: Final = 32 << 20
@@ -83,7 +86,7 @@ class _Request:
 
 
 class Submitter:
-    """Queues what requests submit and commits it in groups; `run` is its one flusher."""
+    """Queues what requests submit and commits it in groups, while `run` runs."""
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class Submitter:
         self._tasks = 0
         self._bytes = 0
         self._arrived = asyncio.Event()
+        self._many = asyncio.Event()
         self._stopped = False
         self._commit_s = 0.01
         """How long a commit takes, smoothed: what a refused client is told to wait at least."""
@@ -137,22 +141,31 @@ class Submitter:
         self._waiting.append(request)
         self._tasks, self._bytes = tasks, size
         self._arrived.set()
+        if tasks >= MANY_TASKS:
+            self._many.set()
         return await request.answer
 
     async def run(self) -> None:
         """Commit group after group until cancelled; then whoever waits is told that it stopped."""
+        try:
+            async with asyncio.TaskGroup() as flushers:
+                flushers.create_task(self._flush_when(self._arrived), name="submitter: flush")
+                flushers.create_task(self._flush_when(self._many), name="submitter: flush beside")
+        finally:
+            self._stopped = True
+            _fail(self._waiting, Stopped())
+            self._waiting.clear()
+
+    async def _flush_when(self, due: asyncio.Event) -> None:
         group: list[_Request] = []
         try:
             while True:
-                await self._arrived.wait()
+                await due.wait()
                 group = self._next_group()
-                await self._flush(group)
+                if group:  # else the other was quicker
+                    await self._flush(group)
         finally:
-            self._stopped = True
-            for request in (*group, *self._waiting):
-                if not request.answer.done():
-                    request.answer.set_exception(Stopped())
-            self._waiting.clear()
+            _fail(group, Stopped())
 
     def _next_group(self) -> list[_Request]:
         """All that waits, up to what one commit should carry; whole requests, in order of arrival."""
@@ -171,6 +184,8 @@ class Submitter:
         self._bytes -= size
         if not self._waiting:
             self._arrived.clear()
+        if self._tasks < MANY_TASKS:
+            self._many.clear()
         return group
 
     async def _flush(self, group: list[_Request]) -> None:
@@ -209,7 +224,7 @@ class Submitter:
                 request.answer.set_result(answer)
 
 
-def _fail(group: Sequence[_Request], error: Exception) -> None:
+def _fail(group: Iterable[_Request], error: Exception) -> None:
     for request in group:
         if not request.answer.done():
             request.answer.set_exception(error)

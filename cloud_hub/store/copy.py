@@ -26,7 +26,8 @@ async def copy_in(connection: pool.Connection, table: str, batch: pa.RecordBatch
     encoder = pgpq.ArrowToPostgresBinaryEncoder(batch.schema)
     statement = _statement(table, tuple(batch.schema.names))
     async with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        await copy.write(encoder.write_header() + encoder.write_batch(batch) + encoder.finish())
+        for part in (encoder.write_header(), encoder.write_batch(batch), encoder.finish()):
+            await copy.write(part)
 
 
 @functools.cache

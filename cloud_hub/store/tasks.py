@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import pyarrow as pa
 from psycopg.rows import dict_row
 
@@ -53,17 +54,15 @@ _CONDITIONS: Final = {
 """The fields of a Filter as SQL, the state apart."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
+class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A job that is to become a task."""
 
     job: jobs.Job
-    task_id: bytes = field(default_factory=tasks.new_id)
+    task_id: bytes = msgspec.field(default_factory=tasks.new_id)
     device: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(NamedTuple):
     """What a submission became."""
 
     task_id: bytes
