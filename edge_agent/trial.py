@@ -16,11 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
 from shared import jobs, manifests, packages
+
+if TYPE_CHECKING:
+    from edge_agent import engine, models, runtime
 
 RUNS: Final = 200
 """Of each batch size, at most, and for so long:"""
@@ -214,7 +217,7 @@ def _sizes(largest: int) -> list[int]:
     return sorted({*powers, largest})
 
 
-def _speed(opened: Any, batch: dict[str, Any], count: int) -> Speed:
+def _speed(opened: runtime.Runtime, batch: runtime.Batch, count: int) -> Speed:
     opened.run(batch)
     took: list[float] = []
     until = time.perf_counter() + SECONDS
@@ -229,7 +232,7 @@ def _speed(opened: Any, batch: dict[str, Any], count: int) -> Speed:
     )
 
 
-def _run_sample(machine: Any, model: Any, sample: Path | None) -> list[dict[str, Any]]:
+def _run_sample(machine: engine.Engine, model: models.Model, sample: Path | None) -> list[dict[str, Any]]:
     """What becomes of each of its items, as results have it."""
     if sample is None:
         return []

@@ -15,6 +15,9 @@ from shared import packages
 
 router = APIRouter(prefix="/v1/blobs", tags=["models"])
 
+PATIENCE_S: Final = 120.0
+"""A fetch that takes none of its bytes for so long makes room for another."""
+
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _HEADERS: Final[dict[str, Any]] = {
     "ETag": {"description": '`"sha256:…"`, strong: the content\'s SHA-256', "schema": {"type": "string"}},
@@ -74,9 +77,13 @@ async def get(
     headers["content-length"] = str(span.size)
     if part:
         headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{blob.size}"
-    answer = streams.Stream(_sent(hub, blob, span), media_type=packages.CONTENT_TYPE, headers=headers)
-    answer.status_code = 206 if part else 200
-    return answer
+    return streams.Stream(
+        _sent(hub, blob, span),
+        status_code=206 if part else 200,
+        media_type=packages.CONTENT_TYPE,
+        headers=headers,
+        patience_s=PATIENCE_S,
+    )
 
 
 @router.head(

@@ -138,11 +138,12 @@ def wanted(found: targets.Target) -> Wanted:
 
 
 def by_name(versions: Iterable[models.Version], aims: Iterable[targets.Target]) -> list[Model]:
-    """The models that these versions and targets are of."""
+    """The models that these versions are of, with those of the targets that are of them."""
     found: dict[str, Model] = {}
     for one in versions:
         empty = Model.model_construct(name=one.name, versions=[], targets=[])
         found.setdefault(one.name, empty).versions.append(version(one))
     for aim in aims:
-        found[aim.model].targets.append(target(aim))
+        if aim.model in found:  # or it was pushed after the versions were read
+            found[aim.model].targets.append(target(aim))
     return [found[name] for name in sorted(found)]

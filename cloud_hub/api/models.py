@@ -85,6 +85,7 @@ async def get_version(hub: context.Dependency, name: Name, version: VersionName)
         problems.VERSION_TAKEN,
         problems.INVALID,
         problems.TOO_LARGE,
+        problems.TOO_SLOW,
         problems.UNSUPPORTED,
         problems.BUSY,
     ),

@@ -86,6 +86,12 @@ TOO_LARGE: Final = Kind(
     "One task, one batch of tasks and one model package may each have so many bytes. Send smaller images or "
     "fewer tasks at a time, or raise the limit in the hub's settings.",
 )
+TOO_SLOW: Final = Kind(
+    "too-slow",
+    408,
+    "The body comes too slowly",
+    "Nothing more of it came for a while, and others wait for their turn. Nothing was stored; send it again.",
+)
 BAD_PACKAGE: Final = Kind(
     "bad-package",
     422,
@@ -163,6 +169,7 @@ KINDS: Final = {
         METHOD,
         CONFLICT,
         TOO_LARGE,
+        TOO_SLOW,
         BAD_PACKAGE,
         VERSION_TAKEN,
         IN_USE,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Message, Send
 
 SLICE = 256 << 10
 """Bytes handed to the server at a time, so that a slow client is felt before much is buffered."""
@@ -15,7 +16,8 @@ SLICE = 256 << 10
 class Stream(StreamingResponse):
     """The chunks that `opened` gives. What it holds is given back when the client is gone, read all or not.
 
-    An error before the first chunk is answered as any other; nothing has been sent by then.
+    An error before the first chunk is answered as any other; nothing has been sent by then. A client that
+    takes none of a chunk for `patience_s` is as good as gone; None: there is time.
     """
 
     def __init__(
@@ -24,11 +26,18 @@ class Stream(StreamingResponse):
         *,
         media_type: str,
         headers: Mapping[str, str] | None = None,
+        status_code: int = 200,
+        patience_s: float | None = None,
     ) -> None:
-        super().__init__(iter(()), media_type=media_type, headers=headers)
+        super().__init__(iter(()), status_code=status_code, media_type=media_type, headers=headers)
         self._opened = opened
+        self._patience_s = patience_s
 
     async def stream_response(self, send: Send) -> None:
+        async def impatiently(message: Message) -> None:
+            async with asyncio.timeout(self._patience_s):
+                await send(message)
+
         async with self._opened as chunks:
             self.body_iterator = chunks
-            await super().stream_response(send)
+            await super().stream_response(impatiently)

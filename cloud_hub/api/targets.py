@@ -99,7 +99,7 @@ async def wanted(
     404 with `Retry-After`: it would be told what is not for it.
     """
     place = topics.Agent(site, name)
-    async with hub.connection() as connection:
+    async with pool.statement(hub.database) as connection:
         agent = await agents.find(connection, place)
         found = await targets.every(connection)
     told = _telemetry(hub, agent) if agent else None

@@ -19,6 +19,8 @@ from shared import inspection, manifests, packages, signatures
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S: Final = 60.0
+"""A push of which nothing comes for so long makes room for another."""
 _TRIES: Final = 3
 
 
@@ -91,10 +93,20 @@ def _check(found: inspection.Found, claims: Claims) -> None:
 
 
 async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body in pieces as the store wants them."""
+    """The body in pieces as the store wants them. Raises Problem if it is too large, or stops coming."""
     held = bytearray()
     size = 0
-    async for data in request.stream():
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                data = await anext(stream, None)
+        except TimeoutError:
+            raise problems.Problem(
+                problems.TOO_SLOW, f"nothing came for {PATIENCE_S:.0f} s; push the package again"
+            ) from None
+        if data is None:
+            break
         size += len(data)
         if size > limit:
             raise _too_large(limit)

@@ -89,9 +89,12 @@ def _push(hub: client.Client, arguments: argparse.Namespace) -> int:
         if signed is not None:
             headers |= {"backhaul-key": signed.key, "backhaul-signature": signed.signature}
         present = _present(hub, name, version)
-        is_other = present is not None and present["sha256"] != sha256
-        # What the hub will refuse by its digest need not be sent along.
-        found = hub.push(name, version, b"" if is_other else archive.path, headers)
+        if present and present["sha256"] == sha256 and signed in (None, _signed(present)):
+            found = present
+        else:
+            is_other = present is not None and present["sha256"] != sha256
+            # What the hub will refuse by its digest need not be sent along.
+            found = hub.push(name, version, b"" if is_other else archive.path, headers)
     if arguments.json:
         _say_line(found | {"repeated": present is not None})
         return 0
@@ -108,6 +111,10 @@ def _present(hub: client.Client, name: str, version: str) -> client.Answer | Non
         if refused.status == 404:
             return None
         raise
+
+
+def _signed(version: client.Answer) -> signatures.Signed | None:
+    return signatures.Signed(version["key"], version["signature"]) if version["key"] else None
 
 
 def _list(hub: client.Client, arguments: argparse.Namespace) -> int:

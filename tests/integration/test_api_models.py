@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cloud_hub.api import context
+from cloud_hub.api import blobs as api_blobs
+from cloud_hub.api import context, uploads
 from cloud_hub.store import blobs
 from shared import packages, signatures, topics
 from tests.integration import api_server
@@ -273,6 +274,22 @@ async def test_only_so_many_push_at_once(database: str, tmp_path: Path) -> None:
         assert (await slowly).status_code == 201
 
 
+async def test_a_push_that_stands_still_makes_room(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has its turn and sends nothing more is told so, and the next may push."""
+    monkeypatch.setattr(uploads, "PATIENCE_S", 0.2)
+    body = package(tmp_path)
+
+    async with api_server.serving(database, context.Settings(max_pushes=1)) as hub:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(hub.url).port)
+        writer.write(f"PUT {at()} HTTP/1.1\r\nhost: hub\r\ncontent-length: {len(body)}\r\n\r\n".encode())
+        writer.write(body[:700])
+        assert b" 408 " in await reader.readline()
+        writer.close()
+        assert (await push(hub, body)).status_code == 201
+
+
 async def test_a_push_that_breaks_off_leaves_nothing(hub: Served, tmp_path: Path) -> None:
     """A client that goes away in the middle has stored nothing, and may push again at once."""
     body = package(tmp_path, graph=bytes(3_000_000))
@@ -369,6 +386,14 @@ async def slow_readers(hub: Served, address: str, count: int) -> AsyncIterator[N
         writer.close()
 
 
+async def fetched_in_turn(hub: Served, address: str) -> httpx.Response:
+    """What is there, as soon as the hub has seen that another fetch has ended."""
+    async with asyncio.timeout(10):
+        while (answer := await hub.client.get(address)).status_code == 429:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return answer
+
+
 async def test_a_fetch_goes_on_where_it_broke_off(hub: Served, tmp_path: Path) -> None:
     """A range is answered with exactly its bytes, across the pieces that the store keeps."""
     body = package(tmp_path, graph=bytes(range(251)) * 12_000)
@@ -431,10 +456,21 @@ async def test_only_so_many_fetch_at_once(database: str, tmp_path: Path) -> None
             busy = await hub.client.get(address)
             problem(busy, 429, "busy")
             assert int(busy.headers["retry-after"]) >= 1
-        async with asyncio.timeout(10):
-            while (answer := await hub.client.get(address)).status_code == 429:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # the hub has yet to see that the other one is gone
-        assert answer.content == body
+        assert (await fetched_in_turn(hub, address)).content == body
+
+
+async def test_a_fetch_that_stands_still_makes_room(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has its turn and reads nothing, as over a link that died, does not keep the others from theirs."""
+    monkeypatch.setattr(api_blobs, "PATIENCE_S", 0.2)
+    body = package(tmp_path, graph=bytes(12_000_000))
+    async with api_server.serving(database, context.Settings(max_fetches=1)) as hub:
+        await pushed(hub, body)
+        address = f"/v1/blobs/{sha256(body)}"
+        async with slow_readers(hub, address, 1):
+            assert (await hub.client.get(address)).status_code == 429
+            assert (await fetched_in_turn(hub, address)).content == body
 
 
 async def test_what_goes_while_it_is_sent_is_never_taken_for_whole(hub: Served, tmp_path: Path) -> None:
