@@ -17,6 +17,7 @@ from typing import Final
 
 from edge_agent import clock, engine, hub, models, overflow, replies, runner, settings, verdicts, window
 from edge_agent.journal import errors, journal, records
+from edge_agent.oip import answers
 from shared import jobs, link, tasks, topics
 
 log: Final = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ TOGETHER: Final = 128
 REMEMBERED: Final = 200
 """Decisions kept for whoever asks why."""
 
+OTHER_WAY: Final = "the idempotency key is that of a request at the agent's local port"
 NO_ROOM: Final = "the agent's journal is full; try again when its results have been synced"
 
 
@@ -90,6 +92,8 @@ class Intake:
             for task, taken in zip(arrived, accepted, strict=True):
                 if taken is None:
                     refused.append(self._refuse_task(task, NO_ROOM))
+                elif taken.repeated and answers.asked_here(taken):
+                    refused.append(self._refuse_task(task, OTHER_WAY))
                 elif taken.repeated:
                     self._answer_again(task, taken)
                 else:

@@ -15,8 +15,10 @@ import numpy as np
 from edge_agent import outcomes
 from edge_agent.journal import records
 from edge_agent.oip import messages, tensors
-from shared import jobs, tasks
+from shared import tasks
 
+_FAILED: Final = f"{messages.CONTENT_TYPE}.failed"
+"""The content type of an answer that says why there are no tensors."""
 _STATUS: Final = {tasks.Reason.EXPIRED: 504, tasks.Reason.CANCELLED: 409}
 """Of tasks that ended without having run; 500 for other reasons."""
 
@@ -47,6 +49,13 @@ def here(task: records.Task) -> bool:
     return task.content_type == messages.CONTENT_TYPE
 
 
+def asked_here(known: records.Accepted) -> bool:
+    """Whether the first job with an idempotency key came by the protocol: no device can be told its end."""
+    if known.task is not None:
+        return here(known.task)
+    return known.reply is not None and known.reply.content_type in (messages.CONTENT_TYPE, _FAILED)
+
+
 def completed(task: records.Task, results: Sequence[outcomes.Outcome], version: str) -> records.Reply:
     """The answer when all items have run. They are one tensor, so one that failed fails them all."""
     rows = []
@@ -74,14 +83,13 @@ def read(reply: records.Reply) -> Made | Failed:
         body = messages.unpack(reply.body)
         version = msgspec.json.decode(body.bytes[: body.header], type=_Version).version
         return Made(version, messages.response(body.bytes, body.header))
-    try:
+    if reply.content_type == _FAILED:
         return msgspec.json.decode(reply.body, type=Failed)
-    except msgspec.DecodeError:
-        return OTHER_WAY
+    return OTHER_WAY
 
 
 def _failed(task: records.Task, status: int, error: str) -> records.Reply:
-    return _reply(task, jobs.JSON, msgspec.json.encode(Failed(status, error)))
+    return _reply(task, _FAILED, msgspec.json.encode(Failed(status, error)))
 
 
 def _reply(task: records.Task, content_type: str, body: bytes) -> records.Reply:

@@ -136,14 +136,9 @@ class Service:
     def _repeated(self, known: records.Accepted, place: tuple[bytes, _Answer]) -> tuple[bytes, _Answer]:
         """Wait for the first request with this idempotency key, instead of our own."""
         self._forget([place])
-        if known.task is not None:
-            if answers.here(known.task):
-                return self._wait_for(known.task_id)
-            said: answers.Made | answers.Failed = answers.OTHER_WAY
-        elif known.reply is not None:
-            said = answers.read(known.reply)
-        else:
-            said = answers.OTHER_WAY
+        if known.task is not None and answers.here(known.task):
+            return self._wait_for(known.task_id)
+        said = answers.OTHER_WAY if known.reply is None else answers.read(known.reply)
         done: _Answer = asyncio.get_running_loop().create_future()
         done.set_result(said)
         return known.task_id, done

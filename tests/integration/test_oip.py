@@ -426,6 +426,26 @@ async def test_who_leaves_loses_nothing_but_the_answer(slow: program.Program) ->
         assert (await slow.ask("/status"))["telemetry"]["items_total"] == 10
 
 
+async def test_a_key_is_one_job_however_it_comes(slow: program.Program, broker: servers.Mosquitto) -> None:
+    """A key that a device has used is refused to a client, and the other way round: neither could be told the
+    other's answer."""
+    job = body(1, idempotency_key="device's")
+    topic = f"backhaul/v1/{agents.SITE}/jobs/gauge-1/slow"
+    async with (
+        httpx.AsyncClient(base_url=slow.url, timeout=60) as client,
+        agents.Replies(broker, f"backhaul/v1/{agents.SITE}/results/+") as replies,
+    ):
+        await agents.run("mosquitto_pub", broker, "-q", "1", "-t", topic, "-m", job.decode())
+        assert (await replies.next())["state"] == "COMPLETED"
+        refused = await client.post("/v2/models/slow/infer", content=job)
+        assert (refused.status_code, "another way" in refused.json()["error"]) == (409, True)
+        job = body(1, idempotency_key="client's")
+        assert (await client.post("/v2/models/slow/infer", content=job)).status_code == 200
+        await agents.run("mosquitto_pub", broker, "-q", "1", "-t", topic, "-m", job.decode())
+        rejected = await replies.next()
+        assert (rejected["state"], "local port" in rejected["error"]) == ("REJECTED", True)
+
+
 async def test_without_room_a_client_is_told_when_to_come_again(slow: program.Program) -> None:
     """Beyond `oip.waiting` a request is refused at once, with 503 and Retry-After; the others are answered,
     and the health of the agent is told all the time."""
