@@ -1,20 +1,21 @@
 """Packages around the PP-OCRv4 models that come in the wheel `rapidocr-onnxruntime`.
 
-The graphs and their dictionary are taken from it, and none of its code; it is installed without what that
-code needs (`.ci/setup`). A test that needs them is skipped where they are missing, and fails in CI.
+The graphs and their dictionary are taken out of it; `.ci/setup` gets it, and none of it is installed or run.
+A test that needs them is skipped where it is missing, and fails in CI.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Final
 
 import onnxruntime as ort
 import pytest
+
+WHEELS: Final = Path(__file__).resolve().parents[1] / ".servers" / "wheels"
 
 DETECTOR: Final = "ch_PP-OCRv4_det_infer.onnx"
 DIRECTION: Final = "ch_ppocr_mobile_v2.0_cls_infer.onnx"
@@ -29,15 +30,16 @@ scale = 0.00392156862745098
 """
 
 
-def graphs() -> Path:
-    """The folder with the graphs."""
-    found = importlib.util.find_spec("rapidocr_onnxruntime")  # which imports nothing
-    if found is None or not found.submodule_search_locations:
+def graph(name: str) -> bytes:
+    """One of the graphs."""
+    found = sorted(WHEELS.glob("rapidocr_onnxruntime-*.whl"))
+    if not found:
         missing = "the text models are missing: run .ci/setup"
         if os.environ.get("CI") == "true":
             pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
-    return Path(found.submodule_search_locations[0]) / "models"
+    with zipfile.ZipFile(found[-1]) as wheel:
+        return wheel.read(f"rapidocr_onnxruntime/models/{name}")
 
 
 def write_detector(folder: Path, *, extra: str = "") -> Path:
@@ -121,12 +123,12 @@ def write_reader(folder: Path, *, extra: str = "") -> Path:
     return made
 
 
-def session(graph: str) -> ort.InferenceSession:
+def session(name: str) -> ort.InferenceSession:
     """A plain ONNX Runtime session, without anything of ours."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(graphs() / graph, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(graph(name), options, providers=["CPUExecutionProvider"])
 
 
 def characters() -> list[str]:
@@ -135,8 +137,8 @@ def characters() -> list[str]:
     return found.split("\n")
 
 
-def _write(folder: Path, graph: str, manifest: str) -> Path:
+def _write(folder: Path, name: str, manifest: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(graphs() / graph, folder / "model.onnx")
+    (folder / "model.onnx").write_bytes(graph(name))
     (folder / "model.toml").write_text(textwrap.dedent(manifest), encoding="utf-8")
     return folder

@@ -40,6 +40,9 @@ FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LAST: Final = "\n## Stop\n"
 """Where the quickstart clears away."""
 
+WHEELS: Final = ROOT / ".servers" / "wheels"
+"""Where `.ci/setup` has put what a page lets its reader download; no test does."""
+
 PATIENCE_S: Final = 120.0
 """For the commands of one page."""
 STOP_S: Final = 20.0
@@ -103,8 +106,10 @@ class Place:
         client = servers.binary("mosquitto_rr")
         scripts = sysconfig.get_path("scripts")
         programs = [scripts, str(servers.binary("psql").path.parent), str(client.path.parent)]
+        wheels = {"PIP_FIND_LINKS": str(WHEELS), "PIP_NO_INDEX": "1"} if WHEELS.is_dir() else {}
         return {
             **(client.env or os.environ),
+            **wheels,
             "PATH": os.pathsep.join([*programs, os.environ["PATH"]]),
             "BACKHAUL_HUB": self.url(8080),
         }
