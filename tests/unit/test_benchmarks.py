@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import edge, figures, footprint, peers, simulate, transport
+from benchmarks import edge, figures, footprint, peers, scheduler, simulate, transport
 from benchmarks.queues import peer
 
 
@@ -71,6 +71,23 @@ def test_peers_do_every_task_in_each_way_that_is_installed(tmp_path: Path) -> No
     assert {kind.name for kind in peer.KINDS if kind.installed} <= told.keys()
     assert told["plain_sql"] > 0
     assert all(rate > 0 for rate in told.values())
+
+
+@pytest.mark.usefixtures("broker", "postgres", "redis_url")
+def test_scheduler_brings_every_task_in_and_out(tmp_path: Path) -> None:
+    """Each task that is submitted is answered, each lease is seen at the broker, at either depth."""
+    written = tmp_path / "figures.json"
+    assert scheduler.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "scheduler")
+    for name in (
+        "submit_single_per_s",
+        "submit_batched_per_s",
+        "submit_batched_ratio_to_copy",
+        "decisions_per_s",
+    ):
+        assert told[name] > 0, name
+    assert 0 < told["lease_p50_ms"] <= told["lease_p99_ms"]
+    assert told["depth_penalty"] > 0
 
 
 def test_a_file_of_figures_keeps_what_other_benchmarks_wrote(tmp_path: Path) -> None:
