@@ -34,8 +34,8 @@ IN_THREAD: Final = 200
 HELD: Final = 1000
 """Leases that are looked at for a task that needs room."""
 GATHER_S: Final = 0.005
-"""From a word that there is something to do to the pass: what comes meanwhile goes together. A pass at each
-word would cost more time than that, with hundreds of words a second."""
+"""Between two passes, unless there is more to place at once: what comes meanwhile goes together. With
+hundreds of words a second a pass at each of them would cost more time than that."""
 RIPEN_S: Final = 0.1
 """How often tasks are looked for that have waited long enough after a failure, at most."""
 UPKEEP_S: Final = 1.0
@@ -110,6 +110,7 @@ class Scheduler:
                 await asyncio.sleep(pause.next())
                 continue
             pause.succeeded(0.0)
+            rested = time.monotonic() + GATHER_S
             if more:
                 await asyncio.sleep(0)
                 continue
@@ -119,7 +120,7 @@ class Scheduler:
             except TimeoutError:
                 pass
             self._wake.clear()
-            await asyncio.sleep(GATHER_S)
+            await asyncio.sleep(max(0.0, rested - time.monotonic()))
 
     async def _pass(self, lead: leader.Leader, told: news.News) -> bool:
         """Place what can be placed; True if there may be more to place at once."""
