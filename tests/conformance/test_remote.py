@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -297,3 +299,12 @@ def test_a_function_that_gives_too_little_is_told(tmp_path: Path, answer: str) -
     opened = runtime.opener(python=True)(models.load(folder), ())
     with pytest.raises(runtime.RunFailed, match="output"):
         opened.run({name: np.zeros((2, 3), np.float32) for name in "ab"})
+
+
+def test_an_agent_pays_only_for_the_runtimes_that_it_has() -> None:
+    """Neither the client for other servers nor the loader of Python functions is imported with the agent."""
+    script = (
+        "import sys; from edge_agent import agent; "
+        "sys.exit(bool({'edge_agent.remote', 'edge_agent.functions', 'onnxruntime'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
