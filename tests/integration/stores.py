@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -149,3 +150,14 @@ async def scalar(connection: pool.Connection, query: bytes, *parameters: Any) ->
     row = await (await connection.execute(query, parameters)).fetchone()
     assert row is not None
     return row[0]
+
+
+async def until_one_waits(connections: pool.Pool) -> None:
+    """Until a transaction waits for another."""
+    query = (
+        b"SELECT count(*) FROM pg_stat_activity "
+        b"WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    async with asyncio.timeout(10), pool.statement(connections) as connection:
+        while not await scalar(connection, query):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -19,7 +19,7 @@ from cloud_hub.api import blobs as api_blobs
 from cloud_hub.api import context, uploads
 from cloud_hub.store import blobs
 from shared import packages, signatures, topics
-from tests.integration import api_server
+from tests.integration import api_server, stores
 from tests.integration.api_server import PRESS_A, Served, join, telemetry
 
 MANIFEST = """
@@ -166,6 +166,20 @@ async def test_two_pushes_of_one_content_at_once_make_one(hub: Served, tmp_path:
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
     await blobs.sweep(hub.pool)
     assert await stored(hub) == [("complete", 3)]
+
+
+async def test_a_push_that_another_overtakes_is_stored_all_the_same(hub: Served, tmp_path: Path) -> None:
+    """The same content that is committed in the very moment takes the place of what this push brought."""
+    body = package(tmp_path)
+    async with hub.pool.connection() as connection:
+        draft = await blobs.begin(connection)
+        await blobs.append(connection, draft, 0, body)
+        assert await blobs.complete(connection, draft, sha256(body), len(body))
+        pushing = asyncio.create_task(push(hub, body))
+        await stores.until_one_waits(hub.pool)
+    assert (await pushing).status_code == 201
+    assert await blobs.sweep(hub.pool) == 1
+    assert await stored(hub) == [("complete", 1)]
 
 
 async def test_two_versions_may_have_one_content(hub: Served, tmp_path: Path) -> None:
