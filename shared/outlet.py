@@ -118,22 +118,24 @@ class Outlet:
         """
         now = time.monotonic()
         moved: list[tuple[lanes.Lane, int]] = []
-        for ack in acks:
-            lane = lanes.Lane.parse(ack.lane)
-            sender = self._senders.get(lane)
-            if sender is None:
-                continue  # a generation that was drained and dropped; or not of ours
-            sent = sender.sent
-            if sender.acknowledge(ack.cursor, now, rewind=ack.rewind):
-                moved.append((lane, sender.acked))
-            self.rewinds += sender.sent < sent
-        self._wake.set()  # the window has room, whatever the store says
-        for lane, acked in moved:
-            await self._store.acknowledged(lane, acked)
-            sender = self._senders.get(lane)
-            if sender is not None and not sender.unacknowledged and lane != self._live(lane.name):
-                del self._senders[lane]
-        self._wake.set()
+        try:
+            for ack in acks:
+                lane = lanes.Lane.parse(ack.lane)
+                sender = self._senders.get(lane)
+                if sender is None:
+                    continue  # a generation that was drained and dropped; or not of ours
+                sent = sender.sent
+                if sender.acknowledge(ack.cursor, now, rewind=ack.rewind):
+                    moved.append((lane, sender.acked))
+                self.rewinds += sender.sent < sent
+        finally:
+            self._wake.set()  # the window has room, whatever the store says
+            for lane, acked in moved:
+                await self._store.acknowledged(lane, acked)
+                sender = self._senders.get(lane)
+                if sender is not None and not sender.unacknowledged and lane != self._live(lane.name):
+                    del self._senders[lane]
+            self._wake.set()
 
     async def run(self) -> None:
         """Send until cancelled."""
