@@ -104,7 +104,9 @@ class Agent:
         self._away = away
         self._offset = clock.Offset()
         self._hub = hub.Hub(there=policy.uplink_broker is not None, heartbeat_s=policy.uplink.telemetry_s)
-        self._window = window.Window(book, catalogue, policy.engine, policy.intake.queue_weights)
+        self._window = window.Window(
+            book, catalogue, policy.engine, policy.intake.queue_weights, machine.sizing
+        )
         self._runner = runner.Runner(
             book,
             machine,

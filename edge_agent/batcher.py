@@ -4,9 +4,10 @@ A batch is of one model. Order is by priority (higher first), then by fair tag (
 by age. The task that is first of all decides the model; the batch then takes that model's tasks in
 the same order for as long as they fit.
 
-Waiting for company: while nothing else waits, a batch that is not full waits until its oldest task
-has waited `max_delay_ms`. With tasks of another model waiting too it goes at once, for they would
-pay for the delay; so does a task whose deadline leaves no time to wait.
+How many items make a full batch is the word of the model's policy (see `batch_size`), and whether one
+that is not full is worth waiting for. Then, while nothing else waits, it waits until its oldest task has
+waited `max_delay_ms`. With tasks of another model waiting too it goes at once, for they would pay for the
+delay; so does a task whose deadline leaves no time to wait.
 
 The batcher holds the best tasks of a longer queue that the journal keeps: it refuses what is beyond
 its capacity, and gives back its worst to make room for better ones.
@@ -15,17 +16,26 @@ its capacity, and gives back its worst to make room for better ones.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from edge_agent import models
+from edge_agent import batch_size, models
 
 _SWEEP: Final = 64
 """Entries that have left are swept out of a heap when they are more than those that have not, and this."""
 
 Order = tuple[float, float, int]
+
+Sizing = Callable[[models.Model], batch_size.Policy]
+"""What is known of a model's batches now."""
+
+
+def whole(model: models.Model) -> batch_size.Policy:
+    """Batches as large and as patient as the manifest lets them be."""
+    return batch_size.Whole(model.max_batch)
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):
@@ -79,10 +89,11 @@ class Batcher:
     Times are monotonic seconds, and never go back from call to call.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, sizing: Sizing = whole) -> None:
         if capacity < 1:
             raise ValueError(f"capacity {capacity}: at least 1 is needed")
         self._capacity = capacity
+        self._sizing = sizing
         self._entries: dict[bytes, _Entry] = {}
         self._groups: dict[models.Key, _Group] = {}
         self._worst = _Heap()
@@ -134,6 +145,7 @@ class Batcher:
             self._deadlines.push((task.not_after, 0.0, seq), entry)
         group.tasks += 1
         group.items += task.items
+        self._sizing(group.model).arrived(task.items, now)
         self._bytes += task.payload_bytes
         self._entries[task.task_id] = entry
         return True
@@ -148,13 +160,16 @@ class Batcher:
         if not self._groups:
             return None
         group = self._best()
-        if not (group.full if ahead else self._is_ready(group, now)):
+        if not (self._is_full(group) if ahead else self._is_ready(group, now)):
             return None
+        not_after = group.best.first().task.not_after
+        left_s = None if not_after is None else not_after - now
+        size = self._sizing(group.model).take(group.items, left_s)
         tasks: list[Waiting] = []
         items = 0
         while group.tasks > 0:
             task = group.best.first().task
-            crowded = items + task.items > group.model.manifest.batching.max_batch
+            crowded = items + task.items > size
             if tasks and (crowded or task.alone or tasks[-1].alone):
                 break
             self._remove(task.task_id)
@@ -206,8 +221,17 @@ class Batcher:
         """The tasks of the model whose turn it is: one step for each model that waits, not for each task."""
         return min(self._groups.values(), key=lambda group: group.best.first().task.order)
 
+    def _is_full(self, group: _Group) -> bool:
+        return group.items >= self._sizing(group.model).size
+
     def _is_ready(self, group: _Group, now: float) -> bool:
-        return len(self._groups) > 1 or group.full or group.ready.first().ready_at <= now
+        delay_s = group.ready.first().ready_at - now
+        return (
+            len(self._groups) > 1
+            or delay_s <= 0
+            or self._is_full(group)
+            or not self._sizing(group.model).waits(group.items, delay_s, now)
+        )
 
     def _expire(self, now: float) -> None:
         while (entry := self._deadlines.first_or_none()) is not None:
@@ -257,11 +281,6 @@ class _Group:
         self.ready = _Heap()
         self.tasks = 0
         self.items = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether there is a whole batch."""
-        return self.items >= self.model.max_batch
 
 
 class _Heap:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from edge_agent import decode, models, outcomes, outputs, postprocess, runtime
+from edge_agent import batch_size, decode, models, outcomes, outputs, postprocess, runtime
 from edge_agent.oip import messages
 
 _NEWEST_SHARE: Final = 0.2
@@ -46,8 +46,12 @@ class Status(msgspec.Struct, frozen=True):
     warm: bool
     items_per_second: float
     """Of one thread, decoding included, by the latest batches."""
-    seconds_per_item: dict[int, float]
-    """By the number of items that ran together."""
+    batch_size: int
+    """Items that are worth running together, as far as is known."""
+    read_s: float
+    """Seconds for decoding an item."""
+    run_s: dict[int, float]
+    """Seconds of a run, by the size of its batch."""
 
 
 class Work(NamedTuple):
@@ -146,6 +150,13 @@ class Engine:
             return 0.0
         return 0.0 if served is None else served.items_per_second
 
+    def sizing(self, model: models.Model) -> batch_size.Policy:
+        """How many of its items to run together, by what was measured since it was loaded."""
+        served = self._served.get(model.key)
+        if served is None or not model.manifest.batching.learn:
+            return batch_size.Whole(model.max_batch)
+        return served.sizes
+
     def outputs(self, model: models.Model) -> Sequence[runtime.Output]:
         """The outputs of a model's graph that the manifest reads. Raises NotLoaded."""
         served = self._served.get(model.key)
@@ -220,6 +231,7 @@ class Engine:
         for items, start, stop in chunk:
             bad |= items.read(start, stop, batch, row)
             row += stop - start
+        read = self._clock()
         if not bad:
             made = served.predict(batch, count, raw)
         else:
@@ -231,7 +243,8 @@ class Engine:
             ]
         # A model that fails at once is not a fast one.
         if outcomes.Prediction in map(type, made):
-            served.measured(count, self._clock() - began)
+            whole = outcomes.ItemFailed not in map(type, made)
+            served.measured(count, read - began, self._clock() - read, whole)
         return made
 
     def _warm_up(self, served: _Served) -> None:
@@ -252,7 +265,7 @@ class Engine:
                         f"{served.model}: a run of {count} items of zeros failed on "
                         f"{served.runtime.provider}: {_line(error)}"
                     ) from error
-            served.measured(count, self._clock() - began)
+            served.warmed(count, self._clock() - began)
         served.runtime.trim(_zeros(served.model, 1).arrays)
         served.warm = True
 
@@ -270,7 +283,8 @@ class _Served:
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
-        self._seconds: dict[int, float] = {}
+        fixed = opened.fixed_batch if isinstance(opened, runtime.OnnxRuntime) else None
+        self.sizes = batch_size.Learnt(min(model.max_batch, fixed or model.max_batch))
         self._seconds_lately = 0.0
 
     def borrow(self) -> bool:
@@ -334,20 +348,24 @@ class _Served:
             for row, one in enumerate(made)
         ]
 
-    def measured(self, count: int, seconds: float) -> None:
-        """Note how long a batch of `count` items took."""
-        each = seconds / count
+    def measured(self, count: int, read_s: float, run_s: float, whole: bool) -> None:
+        """Note how long a batch of `count` items took. Only one that ran `whole` tells of its size."""
         with self._lock:
-            self._seconds[count] = _moved(self._seconds.get(count), each)
-            self._seconds_lately = _moved(self._seconds_lately or None, each)
+            self._seconds_lately = _moved(self._seconds_lately or None, (read_s + run_s) / count)
+            if whole:
+                self.sizes.ran(count, run_s, read_s)
+
+    def warmed(self, count: int, run_s: float) -> None:
+        """Note how long `count` items of zeros took."""
+        with self._lock:
+            self._seconds_lately = _moved(self._seconds_lately or None, run_s / count)
+            self.sizes.ran(count, run_s)
 
     @property
     def items_per_second(self) -> float:
         return 1.0 / self._seconds_lately if self._seconds_lately else 0.0
 
     def status(self) -> Status:
-        with self._lock:
-            seconds = dict(sorted(self._seconds.items()))
         return Status(
             name=self.model.name,
             version=self.model.version,
@@ -358,7 +376,9 @@ class _Served:
             reason=self.runtime.reason,
             warm=self.warm,
             items_per_second=self.items_per_second,
-            seconds_per_item=seconds,
+            batch_size=self.sizes.size,
+            read_s=self.sizes.read_s,
+            run_s=self.sizes.run_s,
         )
 
 

@@ -140,19 +140,20 @@ class OnnxRuntime:
         self._session, self.provider, refused = _open(ort, model, order, threads, cache)
         self.reason = "; ".join(refused) or None
         nodes = self._session.get_outputs()
-        self._fixed_batch = check(model, self._session.get_inputs(), nodes)
+        self.fixed_batch = check(model, self._session.get_inputs(), nodes)
+        """The batch size that the graph is fixed to; None where it takes any."""
         self.outputs = outputs_of(model, nodes)
         self._outputs = [one.name for one in self.outputs]
 
     def run(self, batch: Batch) -> Sequence[Array]:
-        return in_batches(self._run, batch, self._fixed_batch, self._outputs)
+        return in_batches(self._run, batch, self.fixed_batch, self._outputs)
 
     def _run(self, batch: Batch) -> Sequence[Array]:
         outputs: Sequence[Array] = self._session.run(self._outputs, batch)
         return outputs
 
     def trim(self, batch: Batch) -> None:
-        if self.provider == CPU and self._fixed_batch is None:
+        if self.provider == CPU and self.fixed_batch is None:
             options = self._ort.RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
             self._session.run(self._outputs, batch, options)

@@ -201,7 +201,16 @@ def _model(model: engine.Status) -> dict[str, Any]:
         "wanted": model.wanted,
         "reason": model.reason,
         "items_per_s": round(model.items_per_second, 2),
+        "batching": {
+            "size": model.batch_size,
+            "decode_ms_per_item": _ms(model.read_s),
+            "run_ms_by_size": {str(size): _ms(run_s) for size, run_s in model.run_s.items()},
+        },
     }
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 4)
 
 
 class Metrics(registry.Collector):

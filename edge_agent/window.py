@@ -35,12 +35,13 @@ class Window:
         catalogue: models.Catalogue,
         policy: settings.Engine,
         weights: dict[str, float],
+        sizing: batcher.Sizing = batcher.whole,
     ) -> None:
         self._journal = book
         self._catalogue = catalogue
         self._policy = policy
         self._weights = weights
-        self._batcher = batcher.Batcher(policy.window)
+        self._batcher = batcher.Batcher(policy.window, sizing)
         self._clocks: dict[int, fairness.FairClock] = {}
         self._tasks: dict[bytes, records.Task] = {}
         """In the batcher, running, or waiting for the commit of their end."""

@@ -61,11 +61,17 @@ class BadPackage(ValueError):
 class Batching(fields.Table, frozen=True, kw_only=True):
     """How many items may run together, and how long the first may wait for the others.
 
-    Without a delay a free executor never waits; batches still form while it is busy.
+    Both are bounds. An agent measures what batches take and forms them of the size that brings most items
+    through; and it waits for company only where that brings more through, and enough comes. Without a delay a
+    free executor never waits; batches still form while it is busy.
     """
 
     max_batch: fields.Positive = 8
+    """Items of a batch, at most."""
     max_delay_ms: fields.NonNegative = 0.0
+    """For the first item, at most."""
+    learn: bool = True
+    """Without it the bounds are the rule: whole batches of `max_batch`, and always the whole delay."""
 
 
 class Providers(fields.Table, frozen=True, kw_only=True):

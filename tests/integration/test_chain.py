@@ -298,7 +298,7 @@ async def test_a_restored_journal_takes_a_new_epoch(
 async def test_an_agent_that_stops_puts_leased_tasks_back(cloud: Cloud, tmp_path: Path) -> None:
     """SIGTERM gives what was leased and not started back at once, not when its leases run out."""
     first = pool(tmp_path / "first", cloud, leases={"ahead_s": 60.0, "slots": 500}, engine={"window": 500})
-    slow = "[batching]\nmax_batch = 500\nmax_delay_ms = 60000\n"
+    slow = "[batching]\nmax_batch = 500\nmax_delay_ms = 60000\nlearn = false\n"
     manifest = tmp_path / "first" / "models" / MODEL / "model.toml"
     manifest.write_text(manifest.read_text() + slow)
     async with agents.running(first):

@@ -107,6 +107,67 @@ def test_two_versions_of_a_model_never_share_a_batch() -> None:
     assert taken(made) == [2]
 
 
+# --- what is learnt -----------------------------------------------------------------------------
+
+
+class Told:
+    """A policy that says what it is told to, and knows what it was asked."""
+
+    def __init__(self, size: int, *, other: int | None = None, patient: bool = False) -> None:
+        self.size = size
+        self._other = other
+        self._patient = patient
+        self.asked: list[tuple[int, float | None]] = []
+        self.came = 0
+
+    def take(self, waiting: int, left_s: float | None) -> int:
+        self.asked.append((waiting, left_s))
+        return self.size if self._other is None else self._other
+
+    def waits(self, waiting: int, delay_s: float, now: float) -> bool:
+        return self._patient
+
+    def arrived(self, items: int, now: float) -> None:
+        self.came += items
+
+
+def told(policy: Told, *tasks: batcher.Waiting) -> batcher.Batcher:
+    made = batcher.Batcher(1000, lambda model: policy)
+    for one in tasks:
+        assert made.offer(one, 0.0)
+    return made
+
+
+def test_a_batch_has_the_size_that_was_learnt() -> None:
+    """So many are a full batch, also for an executor that is still busy; another size may be tried."""
+    policy = Told(2)
+    made = told(policy, *(task(seq, model(max_batch=8)) for seq in range(5)))
+    assert policy.came == 5
+    ahead = made.take(0, ahead=True)
+    assert ahead is not None
+    assert ahead.items == 2
+    assert taken(made) == [2, 3]
+    assert made.take(0, ahead=True) is None
+    assert taken(told(Told(2, other=3), *(task(seq) for seq in range(5)))) == [0, 1, 2]
+
+
+def test_the_policy_knows_the_deadline_of_the_first() -> None:
+    """The first task's, not that of one behind it; none where it has none."""
+    policy = Told(2)
+    made = told(policy, task(1, tag=1, not_after=7.0), task(2, tag=2, not_after=3.0), task(3, tag=3))
+    assert [taken(made, 2.0), taken(made, 2.0)] == [[1, 2], [3]]
+    assert policy.asked == [(3, 5.0), (1, None)]
+
+
+def test_where_waiting_is_not_worth_it_nothing_waits() -> None:
+    """The delay of the manifest is what may be waited, not what must."""
+    assert taken(told(Told(4, patient=False), task(1, PATIENT))) == [1]
+    made = told(Told(4, patient=True), task(1, PATIENT))
+    assert made.take(0) is None
+    assert made.wake_at(0) == pytest.approx(0.01)
+    assert taken(made, 0.01) == [1]
+
+
 # --- batches ------------------------------------------------------------------------------------
 
 

@@ -183,7 +183,7 @@ def test_a_loaded_model_is_warm_measured_and_found(machine: engine.Engine, tmp_p
     assert (status.name, status.version, status.provider, status.wanted) == ("mean", "1.0.0", "cpu", "cpu")
     assert status.warm
     assert status.items_per_second > 0
-    assert set(status.seconds_per_item) == {1, 8}
+    assert set(status.run_s) == {1, 8}
     assert machine.loaded() == [status]
     assert machine.find("mean") is model
     assert machine.names() == ["mean"]
@@ -191,23 +191,52 @@ def test_a_loaded_model_is_warm_measured_and_found(machine: engine.Engine, tmp_p
 
 
 def test_speed_is_that_of_the_latest_batches(tmp_path: Path) -> None:
-    """The moving average follows what runs take now, and is kept for each size of batch."""
+    """The moving average follows what batches take now, and decoding is told apart from the run."""
     clock = iter(range(10_000))
     function = runtime.CallableRuntime(mean)
     machine = engine.Engine(
         models.Catalogue(), opener=lambda model, order: function, clock=lambda: float(next(clock))
     )
-    model = loaded(machine, packages.write_scorer(tmp_path / "m"))  # each measured batch takes one second
+    model = loaded(machine, packages.write_scorer(tmp_path / "m"))  # decoding and run take a second each
     for _ in range(50):
         machine.run(model, [windows([1, 1, 1, 1])])
     (status,) = machine.loaded()
-    assert status.seconds_per_item == {1: 1.0, 8: 1 / 8}
-    assert status.items_per_second == pytest.approx(1, rel=1e-3)
+    assert (status.run_s, status.read_s) == ({1: 1.0, 8: 1.0}, 1.0)
+    assert status.items_per_second == pytest.approx(1 / 2, rel=1e-3)
     for _ in range(50):
         machine.run(model, [windows([1, 1, 1, 1])] * 4)
     (status,) = machine.loaded()
-    assert status.seconds_per_item[4] == 1 / 4
-    assert status.items_per_second == pytest.approx(4, rel=1e-3)
+    assert status.run_s == {1: 1.0, 4: 1.0, 8: 1.0}
+    assert status.batch_size == 8
+    assert machine.sizing(model).size == 8
+    assert status.items_per_second == pytest.approx(4 / 2, rel=1e-3)
+
+
+def test_only_batches_that_ran_whole_tell_of_their_size(tmp_path: Path) -> None:
+    """Where a culprit made the items run one by one, the time they took says nothing about a batch."""
+
+    def function(batch: runtime.Batch) -> Sequence[runtime.Array]:
+        if (batch["window"] > 9).any():
+            raise RuntimeError("too large")
+        return mean(batch)
+
+    machine, model = with_function(tmp_path / "m", function)
+    good, culprit = windows([1, 1, 1, 1]), windows([99, 1, 1, 1])
+    machine.run(model, [good, culprit, good, good])
+    assert 4 not in machine.loaded()[0].run_s
+    machine.run(model, [good] * 4)
+    assert 4 in machine.loaded()[0].run_s
+
+
+def test_a_model_that_learns_nothing_has_whole_batches(machine: engine.Engine, tmp_path: Path) -> None:
+    """With `learn = false` the manifest's bound is the size, whatever is measured."""
+    model = loaded(machine, packages.write_scorer(tmp_path / "m", extra="[batching]\nlearn = false"))
+    for _ in range(20):
+        machine.run(model, [windows([1, 1, 1, 1])])
+    policy = machine.sizing(model)
+    assert policy.size == 8
+    assert policy.take(100, 0.0) == 8
+    assert policy.waits(1, 1.0, 0.0)
 
 
 def test_a_model_that_fails_at_once_is_not_a_fast_one(tmp_path: Path) -> None:
