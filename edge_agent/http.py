@@ -324,8 +324,9 @@ class _Connection:
         ]
         head = "\r\n".join(lines).encode("latin-1")
         self._writer.write(head if method == "HEAD" else head + response.body)
-        async with asyncio.timeout(MOVE_S):
-            await self._writer.drain()
+        if self._writer.transport.get_write_buffer_size():
+            async with asyncio.timeout(MOVE_S):
+                await self._writer.drain()
 
     async def _end(self, response: Response, method: str = "") -> None:
         """The last answer on this connection. Closed with a body unread, it would be lost on its way."""

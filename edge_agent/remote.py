@@ -25,6 +25,9 @@ IDLE: Final = 8
 """Connections kept for the next runs, at most."""
 AGAIN_S: Final = 0.2
 """Between two tries while the server is away."""
+READY_S: Final = 2.0
+"""How long a server may take to be ready when its model is loaded, or `timeout_ms` if that is less: the agent
+has others to load, and comes again."""
 MAX_RESPONSE: Final = 256 << 20
 """Bytes of a response."""
 _PIECE: Final = 1 << 20
@@ -81,9 +84,10 @@ class RemoteRuntime:
         self._path = f"/v2/models/{quote(spec.model or model.name, safe='')}{version}"
         self.wanted = self.provider = "oip"
         self.reason: str | None = None
+        ready = _Deadline(min(self._timeout_s, READY_S))
         deadline = _Deadline(self._timeout_s)
         try:
-            _persistently(lambda: self._ready(deadline), deadline)
+            _persistently(lambda: self._ready(ready), ready)
             server: _Server = self._told("/v2", _Server, deadline)
             self.name = f"{server.name} {server.version}".strip() + f" at {spec.url}"
             metadata: _Metadata = self._told(self._path, _Metadata, deadline)

@@ -89,7 +89,7 @@ class Service:
         try:
             waits = await self._accept(ask, arrived, places)
             async with asyncio.timeout(self._policy.oip.answer_s):
-                said = await asyncio.gather(*waits)
+                said = [await one for one in waits]
         except TimeoutError:
             raise Refused(
                 504,

@@ -30,8 +30,7 @@ class Remote(fields.Table, frozen=True, kw_only=True, tag_field="kind", tag="oip
     version: fields.Name | None = None
     """Its version there; the one that the server chooses if left out."""
     timeout_ms: fields.Positive = 10_000
-    """For one batch, connecting included: what takes longer has failed. So long the server may take to be
-    ready, too, when the model is loaded."""
+    """For one batch, waiting for a server that is away included: what takes longer has failed."""
     binary: bool = True
     """Tensors travel as they are in memory; else as numbers in JSON, for a server that knows nothing else."""
 

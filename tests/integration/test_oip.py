@@ -464,6 +464,35 @@ async def test_without_room_a_client_is_told_when_to_come_again(slow: program.Pr
     assert [one.status_code for one in answers[60:]] == [200, 200]
 
 
+async def test_a_full_journal_is_told(broker: servers.Mosquitto, tmp_path: Path) -> None:
+    """What the journal has no room for is refused with 503 and Retry-After, and nothing of it runs."""
+    models.write_scorer(tmp_path / "models" / "wide", width=100_000)
+    rows = np.zeros((8, 100_000), np.float32).tobytes()
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "window",
+                    "shape": [8, 100_000],
+                    "datatype": "FP32",
+                    "parameters": {"binary_data_size": len(rows)},
+                }
+            ]
+        }
+    ).encode()
+    one = agents.agent(tmp_path, broker, journal={"max_bytes": 2_000_000})
+    async with agents.running(one), httpx.AsyncClient(base_url=one.url) as client:
+        answer = await client.post(
+            "/v2/models/mean/infer",
+            content=head + rows,
+            headers={"Inference-Header-Content-Length": str(len(head))},
+        )
+        assert (answer.status_code, "journal is full" in answer.json()["error"]) == (503, True)
+        assert int(answer.headers["retry-after"]) >= 1
+        told = (await one.ask("/status"))["telemetry"]
+        assert (told["queued"], told["items_total"]) == (0, 0)
+
+
 async def test_more_urgent_requests_go_first(slow: program.Program) -> None:
     """`priority` is that of jobs: 0 to 9, the higher the sooner."""
     ended: list[int] = []
