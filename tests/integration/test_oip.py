@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import json
 import shutil
@@ -20,9 +21,10 @@ from tritonclient.utils import InferenceServerException
 
 import demo
 from demo import program, servers, surfaces
+from shared import topics
 from tests import models
 from tests.conformance import packages
-from tests.integration import agents
+from tests.integration import agents, hubs
 
 DEMO = Path(demo.__file__).parent / "models" / "surface-defects"
 MANY = 40
@@ -462,6 +464,26 @@ async def test_without_room_a_client_is_told_when_to_come_again(slow: program.Pr
     assert refused
     assert all(1 <= int(one.headers["retry-after"]) <= 60 for one in refused)
     assert [one.status_code for one in answers[60:]] == [200, 200]
+
+
+async def test_the_hub_hears_of_it(broker: servers.Mosquitto, tmp_path: Path) -> None:
+    """Each item of a request is a result row at the hub, with label and score, as a device's would be."""
+    one = agents.agent(tmp_path, broker, broker, uplink={"telemetry_s": 0.05, "linger_s": 0.0})
+    pictures = ",".join(f'"{base64.b64encode(models.png(grey)).decode()}"' for grey in (3, 250, 9))
+    asked = f'{{"inputs": [{{"name": "image", "shape": [3], "datatype": "BYTES", "data": [{pictures}]}}]}}'
+    async with hubs.playing(broker, topics.Agent(agents.SITE, "edge-1")) as hub, agents.running(one):
+        await hub.online()
+        async with httpx.AsyncClient(base_url=one.url) as client:
+            answer = await client.post("/v2/models/brightness/infer", content=asked)
+        assert answer.status_code == 200
+        await hub.until(lambda: len(hub.rows) == 3)
+    assert [(row["item"], row["label"], row["outcome"]) for row in hub.rows] == [
+        (0, "dark", "ok"),
+        (1, "bright", "ok"),
+        (2, "dark", "ok"),
+    ]
+    probabilities = np.array(answer.json()["outputs"][0]["data"]).reshape(3, 2)
+    assert [row["score"] for row in hub.rows] == pytest.approx(probabilities.max(axis=1).tolist())
 
 
 async def test_a_full_journal_is_told(broker: servers.Mosquitto, tmp_path: Path) -> None:
