@@ -102,6 +102,8 @@ class Server:
         self._bodies = dict.fromkeys(services, 0)
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
         """Those that have been idle longest come first."""
+        self._unpacking = asyncio.Lock()
+        """One body at a time: nobody knows how large it will be."""
         self.port = 0
         self.closing = False
 
@@ -127,14 +129,16 @@ class Server:
         try:
             if service is None:
                 return self._page(head)
-            size = head.length if head.encoding is None else service.max_body
-            if max(head.length, size) > service.max_body:
+            if head.length > service.max_body:
                 raise Refused(413, f"the body has more than {service.max_body:,} bytes")
-            with self._room(word, service, size):
+            with self._room(word, service, head.length):
                 body = await read()
-                if head.encoding is not None:
+                if head.encoding is None:
+                    return await service.answer(Request(head.method, head.path, head.headers, body))
+                async with self._unpacking:
                     body = await asyncio.to_thread(unpacked, body, head.encoding, service.max_body)
-                return await service.answer(Request(head.method, head.path, head.headers, body))
+                with self._room(word, service, len(body)):
+                    return await service.answer(Request(head.method, head.path, head.headers, body))
         except _GONE:
             raise
         except Refused as refused:

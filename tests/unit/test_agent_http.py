@@ -197,6 +197,19 @@ async def test_bodies_share_a_budget() -> None:
         assert [(await one).status_code for one in (first, second)] == [200, 200]
 
 
+async def test_packed_bodies_count_as_what_they_unpack_to() -> None:
+    """Small ones that are packed share the budget as they are, not as what they might have been."""
+    service = Echo()
+    service.hold.clear()
+    packed, headers = gzip.compress(b"x" * 100), {"Content-Encoding": "gzip"}
+    async with asking(service) as client, asyncio.TaskGroup() as group:
+        asked = [group.create_task(client.post("/echo", content=packed, headers=headers)) for _ in range(10)]
+        for _ in asked:
+            await service.answering.acquire()
+        service.hold.set()
+        assert [(await one).status_code for one in asked] == [200] * 10
+
+
 async def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the limit the one that has been idle longest goes; whoever is being answered stays."""
     monkeypatch.setattr(http, "CONNECTIONS", 3)
