@@ -66,7 +66,10 @@ class Surface:
             case "ready":
                 return _true({"ready": self._ready()})
             case _:
-                return _json(200, self._metadata(model))
+                try:
+                    return _json(200, self._metadata(model))
+                except engine.NotLoaded as gone:
+                    raise http.Refused(404, str(gone)) from None
 
     def refuse(self, refused: http.Refused) -> http.Response:
         """An error, as the protocol tells it."""
