@@ -24,8 +24,8 @@ class Remote(fields.Table, frozen=True, kw_only=True, tag_field="kind", tag="oip
     """
 
     url: str
-    """Where the server is, as in `http://triton:8000`; with `https` its certificate must be one that the agent's
-    machine trusts."""
+    """Where the server is, as in `http://triton:8000`; with `https`, its certificate must be one that the
+    agent's machine trusts."""
     model: fields.Name | None = None
     """The model's name there; its name here if left out."""
     version: fields.Name | None = None
