@@ -268,7 +268,7 @@ def _arrow_rows(payload: bytes) -> int:
 
 
 def read_metadata(fields: Mapping[str, Any]) -> Metadata:
-    """The metadata among `fields`; values may be text, as user properties and queries are. Raises Rejected."""
+    """The metadata among `fields`, of which values may be text, as in a query. Raises Rejected."""
     try:
         metadata = msgspec.convert({k: v for k, v in fields.items() if k in _FIELDS}, Metadata, strict=False)
     except msgspec.ValidationError as error:
