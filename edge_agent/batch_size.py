@@ -4,7 +4,11 @@ Pure but for its memory: no clock, no I/O. Sizes are the powers of two up to the
 For each the median of its latest runs counts, so that a disturbance passes by and a change is followed; what
 decoding takes is known apart, for it grows with each item whatever the size.
 
-    pace(size) = size / (decoding of them + run + what a batch costs beside it)
+    pace(size) = size / (decoding of them + work of the run + what a batch costs beside it)
+
+Where the CPU runs the graph its work is the thread's own time, not that on the clock: on a busy machine a
+long run is cut into by others, who in turn take from short runs when those are over. So by the clock short
+runs look cheaper than they are.
 
 The size worth taking is the smallest whose pace is near the best. Now and then another one is tried while
 enough items wait for it: untried sizes first, then those not seen for longest, for `TRIES_SHARE` of the time.
@@ -29,9 +33,9 @@ BUSY: Final = 0.5
 """Nobody waits at less than this share of what could run: an executor that idles gains nothing by it."""
 TRIES_SHARE: Final = 0.03
 """Of the executor's time for sizes that are not the best known."""
-BESIDE_S: Final = 0.0005
-"""A batch costs this much beside its decoding and its run, in threads and commits: so tiny runs are put
-together even where the graph gains nothing by it."""
+BESIDE_S: Final = 0.002
+"""A batch costs an agent about this much beside its decoding and its run, in threads, commits and replies:
+so tiny runs are put together even where the graph gains nothing by it."""
 SLACK: Final = 1.25
 """A run may take so many times its usual seconds."""
 RATE_OVER_S: Final = 1.0
@@ -78,6 +82,15 @@ class Whole(NamedTuple):
         pass
 
 
+class _Run(NamedTuple):
+    """What a run of a size took."""
+
+    seconds: float
+    """On the clock."""
+    work: float
+    """Of them those that nobody else could have used."""
+
+
 class Learnt:
     """Of one model on one provider. `ran` may be called from other threads than the rest, one at a time."""
 
@@ -85,8 +98,8 @@ class Learnt:
         """`bound`: no batch is larger; at least 1."""
         powers = (1 << power for power in range(bound.bit_length()))
         self.sizes: Final = tuple(sorted({*powers, bound}))
-        self._latest: Final = {size: deque[float](maxlen=LATEST) for size in self.sizes}
-        self._run_s: Final[dict[int, float | None]] = dict.fromkeys(self.sizes)
+        self._latest: Final = {size: deque[_Run](maxlen=LATEST) for size in self.sizes}
+        self._usual: Final[dict[int, _Run | None]] = dict.fromkeys(self.sizes)
         self._measured: Final = dict.fromkeys(self.sizes, 0)
         """The number of its latest batch, from 1."""
         self._turn: Final = dict.fromkeys(self.sizes, 0)
@@ -102,8 +115,11 @@ class Learnt:
 
     # What is measured
 
-    def ran(self, count: int, run_s: float, read_s: float | None = None) -> None:
-        """A batch of `count` items ran in so many seconds; `read_s` were for decoding them, if they were."""
+    def ran(self, count: int, run_s: float, read_s: float | None = None, work_s: float | None = None) -> None:
+        """A batch of `count` items ran in so many seconds; `read_s` were for decoding them, if they were.
+
+        `work_s` are those of the run that nobody else could have used, if not all.
+        """
         self._batches += 1
         if read_s is not None:
             each = read_s / count
@@ -117,8 +133,9 @@ class Learnt:
         latest = self._latest[size]
         if self._batches - self._measured[size] > OLD:
             latest.clear()
-        latest.append(run_s * size / count)
-        self._run_s[size] = statistics.median(latest)
+        scale = size / count
+        latest.append(_Run(run_s * scale, (run_s if work_s is None else work_s) * scale))
+        self._usual[size] = _Run(*map(statistics.median, zip(*latest, strict=True)))
         self._measured[size] = self._turn[size] = self._batches
         self._size = self._best()
 
@@ -145,37 +162,39 @@ class Learnt:
     @property
     def run_s(self) -> dict[int, float]:
         """Seconds of a run, by size."""
-        return {size: run_s for size, run_s in self._run_s.items() if run_s is not None}
+        return {size: usual.seconds for size, usual in self._usual.items() if usual is not None}
 
     def arrivals_per_s(self, now: float) -> float:
         """Items that come per second, lately."""
         return self._arrivals_at(now) / RATE_OVER_S
 
     def seconds(self, count: int) -> float:
-        """For decoding and running so many; 0 until anything was measured.
+        """On the clock, for decoding and running so many; 0 until anything was measured."""
+        return self._of(count).seconds + count * self.read_s
+
+    def work(self, count: int) -> float:
+        """Seconds of work in decoding and running so many."""
+        return self._of(count).work + count * self.read_s
+
+    def _of(self, count: int) -> _Run:
+        """What a run of so many takes.
 
         Between two known sizes as the line between them, below the smallest as that one. Beyond the largest
         each item costs what it costs there.
         """
-        below, above = 0, 0
-        for size, run_s in self._run_s.items():
-            if run_s is None:
-                continue
-            if size <= count:
-                below = size
-            elif not above:
-                above = size
-        low, high = self._run_s.get(below), self._run_s.get(above)
-        if low is not None and high is not None:
-            run_s = low + (high - low) * (count - below) / (above - below)
-        elif low is not None:
-            run_s = low * count / below
-        else:
-            run_s = high or 0.0
-        return run_s + count * self.read_s
+        known = {size: usual for size, usual in self._usual.items() if usual is not None}
+        below = max((size for size in known if size <= count), default=None)
+        above = min((size for size in known if size > count), default=None)
+        if below is None:
+            return _Run(0.0, 0.0) if above is None else known[above]
+        low = known[below]
+        if above is None:
+            return _Run(*(value * count / below for value in low))
+        share = (count - below) / (above - below)
+        return _Run(*(start + share * (end - start) for start, end in zip(low, known[above], strict=True)))
 
     def _best(self) -> int:
-        paces = {size: size / (self.seconds(size) + BESIDE_S) for size in self.run_s}
+        paces = {size: size / (self.work(size) + BESIDE_S) for size in self.run_s}
         enough = (1 - NEAR) * max(paces.values())
         return next(size for size, pace in paces.items() if pace >= enough)
 
@@ -215,5 +234,5 @@ class Learnt:
         together = min(self._size, waiting + int(per_s * delay_s))
         if together <= waiting or not self._batches:
             return False
-        alone = self.seconds(waiting) / waiting
-        return alone >= (1 + GAIN) * self.seconds(together) / together and per_s * alone >= BUSY
+        alone = self.work(waiting) / waiting
+        return alone >= (1 + GAIN) * self.work(together) / together and per_s * alone >= BUSY

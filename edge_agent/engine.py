@@ -78,10 +78,12 @@ class Engine:
         cache: Path | None = None,
         opener: runtime.Opener | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        work_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._catalogue = catalogue
         self._opener = opener or runtime.opener(threads=threads, cache=cache)
         self._clock = clock
+        self._work_clock = work_clock
         self._served: dict[models.Key, _Served] = {}
         self._loading = threading.Lock()
 
@@ -223,7 +225,7 @@ class Engine:
         self, model: models.Model, served: _Served, chunk: Sequence[decode.Span], count: int, raw: bool
     ) -> list[outcomes.Outcome]:
         """Decode the spans, `count` items together, into one batch, and run what could be read."""
-        began = self._clock()
+        began, worked = self._clock(), self._work_clock()
         # As the items were opened, should the package have changed.
         batch = decode.allocate(model, count, chunk)
         bad: dict[int, str] = {}
@@ -231,7 +233,7 @@ class Engine:
         for items, start, stop in chunk:
             bad |= items.read(start, stop, batch, row)
             row += stop - start
-        read = self._clock()
+        read, decoded = self._clock(), self._work_clock()
         if not bad:
             made = served.predict(batch, count, raw)
         else:
@@ -243,8 +245,10 @@ class Engine:
             ]
         # A model that fails at once is not a fast one.
         if outcomes.Prediction in map(type, made):
-            whole = outcomes.ItemFailed not in map(type, made)
-            served.measured(count, read - began, self._clock() - read, whole)
+            ended = self._clock()
+            served.measured(count, ended - began)
+            if outcomes.ItemFailed not in map(type, made):  # no culprit had its neighbours run one by one
+                served.learn(count, ended - read, decoded - worked, self._work_clock() - decoded)
         return made
 
     def _warm_up(self, served: _Served) -> None:
@@ -255,7 +259,7 @@ class Engine:
         for count in sorted({1, served.model.max_batch}):
             batch = _zeros(served.model, count)
             for _ in range(2):
-                began = self._clock()
+                began, worked = self._clock(), self._work_clock()
                 try:
                     served.predict_together(batch, count)
                 except runtime.Unavailable:
@@ -265,7 +269,9 @@ class Engine:
                         f"{served.model}: a run of {count} items of zeros failed on "
                         f"{served.runtime.provider}: {_line(error)}"
                     ) from error
-            served.warmed(count, self._clock() - began)
+            took = self._clock() - began
+            served.measured(count, took)
+            served.learn(count, took, None, self._work_clock() - worked)
         served.runtime.trim(_zeros(served.model, 1).arrays)
         served.warm = True
 
@@ -348,18 +354,15 @@ class _Served:
             for row, one in enumerate(made)
         ]
 
-    def measured(self, count: int, read_s: float, run_s: float, whole: bool) -> None:
-        """Note how long a batch of `count` items took. Only one that ran `whole` tells of its size."""
+    def measured(self, count: int, seconds: float) -> None:
+        """Note how long a batch of `count` items took."""
         with self._lock:
-            self._seconds_lately = _moved(self._seconds_lately or None, (read_s + run_s) / count)
-            if whole:
-                self.sizes.ran(count, run_s, read_s)
+            self._seconds_lately = _moved(self._seconds_lately or None, seconds / count)
 
-    def warmed(self, count: int, run_s: float) -> None:
-        """Note how long `count` items of zeros took."""
+    def learn(self, count: int, run_s: float, read_s: float | None, work_s: float) -> None:
+        """Note what a run of `count` items took, and how much of it was work of its thread."""
         with self._lock:
-            self._seconds_lately = _moved(self._seconds_lately or None, run_s / count)
-            self.sizes.ran(count, run_s)
+            self.sizes.ran(count, run_s, read_s, work_s if self.runtime.provider == runtime.CPU else None)
 
     @property
     def items_per_second(self) -> float:

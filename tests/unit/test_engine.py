@@ -192,10 +192,13 @@ def test_a_loaded_model_is_warm_measured_and_found(machine: engine.Engine, tmp_p
 
 def test_speed_is_that_of_the_latest_batches(tmp_path: Path) -> None:
     """The moving average follows what batches take now, and decoding is told apart from the run."""
-    clock = iter(range(10_000))
+    seconds, work = iter(range(10_000)), iter(range(10_000))
     function = runtime.CallableRuntime(mean)
     machine = engine.Engine(
-        models.Catalogue(), opener=lambda model, order: function, clock=lambda: float(next(clock))
+        models.Catalogue(),
+        opener=lambda model, order: function,
+        clock=lambda: float(next(seconds)),
+        work_clock=lambda: float(next(work)),
     )
     model = loaded(machine, packages.write_scorer(tmp_path / "m"))  # decoding and run take a second each
     for _ in range(50):
