@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -35,6 +35,9 @@ from edge_agent import (
 from edge_agent.journal import journal, records
 from edge_agent.oip import service, surface
 from shared import backoff, lanes, link
+
+if TYPE_CHECKING:
+    from edge_agent.registry import registry
 
 log: Final = logging.getLogger(__name__)
 
@@ -67,6 +70,23 @@ def _journal(policy: settings.Settings) -> contextlib.AbstractAsyncContextManage
     return journal.Journal.open(Path(policy.state) / "journal.db", policy.site, policy.name, policy.journal)
 
 
+async def _registry(
+    policy: settings.Settings,
+    catalogue: models.Catalogue,
+    machine: engine.Engine,
+    away: Sequence[models.Model],
+) -> registry.Registry | None:
+    """The hub's registry of models, those served that are on disk; None where none is asked."""
+    if policy.registry.url is None:
+        return None
+    from edge_agent.registry import registry  # an agent that fetches nothing does not load it
+
+    own = {model.key for model in (*catalogue, *away)}
+    fetched = registry.Registry(policy, machine, own)
+    await fetched.restore()
+    return fetched
+
+
 async def _live(policy: settings.Settings, stop: asyncio.Event) -> None:
     """One life of the agent, from opening the journal to closing it."""
     async with contextlib.AsyncExitStack() as stack:
@@ -75,7 +95,8 @@ async def _live(policy: settings.Settings, stop: asyncio.Event) -> None:
         catalogue = models.Catalogue()
         machine, away = await asyncio.to_thread(loading.load, policy, catalogue)
         stack.callback(machine.close)
-        agent = Agent(policy, book, catalogue, machine, away, numbers, cursors)
+        fetched = await _registry(policy, catalogue, machine, away)
+        agent = Agent(policy, book, catalogue, machine, away, fetched, numbers, cursors)
         port = await stack.enter_async_context(
             http.Server.open(policy.http.host, policy.http.port, agent.pages(), agent.services())
         )
@@ -93,15 +114,17 @@ class Agent:
         catalogue: models.Catalogue,
         machine: engine.Engine,
         away: Sequence[models.Model],
+        fetched: registry.Registry | None,
         numbers: Mapping[lanes.Lane, records.Numbers],
         cursors: Mapping[lanes.Lane, records.Cursor],
     ) -> None:
-        """`away` are models whose servers are not there yet; `numbers` and `cursors` those of the journal's
-        lanes."""
+        """`away` are models whose servers are not there yet, `fetched` are those that the hub wants;
+        `numbers` and `cursors` those of the journal's lanes."""
         self._policy = policy
         self._journal = book
         self._engine = machine
         self._away = away
+        self._registry = fetched
         self._offset = clock.Offset()
         self._hub = hub.Hub(there=policy.uplink_broker is not None, heartbeat_s=policy.uplink.telemetry_s)
         self._window = window.Window(
@@ -122,6 +145,10 @@ class Agent:
         )
         self._oip = service.Service(book, machine, self._window, self._runner, policy)
         self._status.oip = self._oip
+        self._status.registry = fetched
+        if fetched is not None:
+            fetched.on_changed = self._models_changed
+            fetched.is_needed = self._window.needs
         self._links: list[link.Link] = []
         self._replies: replies.Replies | None = None
         self._intake: intake.Intake | None = None
@@ -208,9 +235,11 @@ class Agent:
                 taking.append(_start(group, "intake", self._intake.run()))
             if self._away:
                 later = loading.load_later(
-                    self._engine, self._away, self._policy.engine.provider, self._model_came
+                    self._engine, self._away, self._policy.engine.provider, self._models_changed
                 )
                 taking.append(_start(group, "models of other servers", later))
+            if self._registry is not None:
+                taking.append(_start(group, "registry", self._registry.run()))
             self._status.working = self._oip.taking = True
             await stop.wait()
             log.info("stopping")
@@ -243,9 +272,11 @@ class Agent:
         if self._replies is not None:
             self._replies.put([reply for reply in said if reply.topic != records.NOWHERE])
 
-    def _model_came(self) -> None:
+    def _models_changed(self) -> None:
         self._window.models_changed()
         self._runner.wake()
+        if self._uplink is not None:
+            self._uplink.beat()
 
     def _overflowed(self) -> None:
         if self._uplink is not None:

@@ -151,6 +151,7 @@ def _readable(told: dict[str, Any]) -> str:
             f"  model      {model['name']}@{model['version']} on {model['provider']}{wanted}, "
             f"{model['items_per_s']:.0f} items/s"
         )
+    lines += _registry(told.get("registry"))
     lines += [
         f"  jobs       {now['jobs_total']:,} taken, {now['rejected_total']:,} rejected, "
         f"{now['replies_total']:,} replies",
@@ -165,6 +166,23 @@ def _readable(told: dict[str, Any]) -> str:
         for lane in now["lanes"]
     ]
     return "\n".join(lines)
+
+
+def _registry(told: dict[str, Any] | None) -> list[str]:
+    """What the hub wants to have served, a line each."""
+    if told is None:
+        return []
+    heard = "never heard" if told["heard_s"] is None else f"heard {told['heard_s']:.0f} s ago"
+    lines = [f"  registry   {told['url']} {heard}" + (f" ({told['error']})" if told["error"] else "")]
+    if told["warning"]:
+        lines.append(f"  warning    {told['warning']}")
+    for one in told["wanted"]:
+        how = one["state"]
+        if how == "fetching":
+            how += f" {one['have']:,} of {one['size']:,} bytes"
+        why = f": {one['reason']}" if one["reason"] else ""
+        lines.append(f"  wanted     {one['model']}@{one['version']} {how}{why}")
+    return lines
 
 
 def _check_config(given: argparse.Namespace) -> int:

@@ -119,14 +119,24 @@ class Engine:
                 self._served = {other: one for other, one in self._served.items() if other != key}
                 served.retire()
 
+    def retire(self, key: models.Key) -> None:
+        """Serve it to nobody who comes now; tasks that came before still run on it."""
+        self._catalogue.retire(key)
+
+    def hide(self, key: models.Key) -> None:
+        """Have nothing run on it any more but what runs; to be unloaded then."""
+        self._catalogue.remove(key)
+
     def close(self) -> None:
         """Unload everything."""
         for key in list(self._served):
             self.unload(key)
 
     def loaded(self) -> list[Status]:
-        """Every loaded model, by name and version."""
-        return [served.status() for _, served in sorted(self._served.items())]
+        """Every model that is served, by name and version."""
+        return [
+            served.status() for key, served in sorted(self._served.items()) if self._catalogue.serves(key)
+        ]
 
     def find(self, name: str, version: str | None = None) -> models.Model:
         """The loaded model of that name, the newest unless a version is named; UnknownModel if none."""
@@ -141,8 +151,8 @@ class Engine:
         return True
 
     def names(self) -> list[str]:
-        """The names of the loaded models."""
-        return sorted({key.name for key in self._served})
+        """The names of the models that are served."""
+        return sorted({model.name for model in self._catalogue})
 
     def items_per_s(self, name: str, version: str | None = None) -> float:
         """What one thread lately did of that model, decoding included; 0 where it is not loaded."""

@@ -43,7 +43,7 @@ def load(policy: settings.Settings, catalogue: models.Catalogue) -> Loaded:
         log.error("%s is left out: %s", where, why)
     for model in found.models.values():
         try:
-            _load(machine, model, policy.engine.provider)
+            load_one(machine, model, policy.engine.provider)
         except runtime.Unavailable as error:
             log.warning("%s is not served yet: %s", model, error)
             away.append(model)
@@ -67,7 +67,7 @@ async def load_later(
         still: list[models.Model] = []
         for model in left:
             try:
-                await asyncio.to_thread(_load, machine, model, provider)
+                await asyncio.to_thread(load_one, machine, model, provider)
             except runtime.Unavailable:
                 still.append(model)
             except Exception as error:  # noqa: BLE001 - as above
@@ -87,7 +87,8 @@ def order(model: models.Model, provider: str) -> tuple[str, ...]:
     return (provider, *(one for one in own if one != provider))
 
 
-def _load(machine: engine.Engine, model: models.Model, provider: str) -> None:
+def load_one(machine: engine.Engine, model: models.Model, provider: str) -> None:
+    """Have the engine serve a model, and say what it runs on; blocks, and raises as `Engine.load` does."""
     loaded = machine.load(model, order(model, provider))
     log.info("%s runs on %s, %.0f items/s", model, loaded.provider, loaded.items_per_second)
     if loaded.provider != loaded.wanted:

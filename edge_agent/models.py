@@ -147,21 +147,43 @@ class Catalogue:
     def __init__(self) -> None:
         self._models: dict[Key, Model] = {}
         self._newest: dict[str, Model] = {}
+        self._leaving: dict[Key, Model] = {}
+        """Found only for tasks that came before."""
         self._changing = threading.Lock()
 
     def add(self, model: Model) -> None:
         """Serve `model`, in place of any earlier package of the same name and version."""
         with self._changing:
             self._replace({**self._models, model.key: model})
+            self._leaving = _without(self._leaving, model.key)
 
     def remove(self, key: Key) -> None:
         """Serve it no longer; nothing happens where it was not served."""
         with self._changing:
-            self._replace({other: model for other, model in self._models.items() if other != key})
+            self._replace(_without(self._models, key))
+            self._leaving = _without(self._leaving, key)
 
-    def resolve(self, name: str, version: str | None = None) -> Model:
-        """The model of that name, the newest version unless one is named; UnknownModel says what there is."""
+    def retire(self, key: Key) -> None:
+        """Serve it to nobody who comes now: until it is removed it is there for tasks that came before."""
+        with self._changing:
+            model = self._models.get(key)
+            if model is not None:
+                self._leaving = {**self._leaving, key: model}
+                self._replace(_without(self._models, key))
+
+    def serves(self, key: Key) -> bool:
+        """Whether that version is served to who comes now."""
+        return key in self._models
+
+    def resolve(self, name: str, version: str | None = None, *, came_before: bool = False) -> Model:
+        """The model of that name, the newest version unless one is named; UnknownModel says what there is.
+
+        For a task that `came_before`, a version that has retired serves where no other can.
+        """
         model = self._newest.get(name) if version is None else self._models.get(Key(name, version))
+        if model is None and came_before:
+            fitting = (one for one in self._leaving.values() if one.name == name)
+            model = next((one for one in fitting if version in (None, one.version)), None)
         if model is None:
             wanted = name if version is None else f"{name}@{version}"
             served = ", ".join(str(key) for key in sorted(self._models)) or "none"
@@ -179,6 +201,10 @@ class Catalogue:
         ordered = sorted(models.values(), key=lambda model: version_order(model.version))
         self._newest = {model.name: model for model in ordered}
         self._models = models
+
+
+def _without(models: dict[Key, Model], key: Key) -> dict[Key, Model]:
+    return {other: model for other, model in models.items() if other != key}
 
 
 def _packages(directory: Path) -> Iterator[Path]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Final, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 
-from shared import manifests, selectors, settings, topics
+from shared import manifests, selectors, settings, signatures, topics
+
+MIN_POLL_S: Final = 0.1
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +126,25 @@ class Oip(_Section, frozen=True):
     """How long a client is let wait. Its request runs all the same."""
 
 
+class Registry(_Section, frozen=True):
+    """Models that the hub wants this agent to serve, beside those of its own folder."""
+
+    url: str | None = None
+    """The hub's HTTP address, such as "https://hub.example". Without it no model is fetched."""
+    ca_file: str | None = None
+    """PEM of the authority that signed the hub's certificate, where the system does not know it."""
+    trusted_keys: tuple[str, ...] = ()
+    """Public keys, as `backhaul models keygen` prints them: a package is taken if one of them signed it."""
+    unsigned: bool = False
+    """Take packages whoever made them. Whoever can push to the hub may then run what they like here."""
+    poll_s: float = 15.0
+    """Between two questions to the hub, more or less."""
+    max_bytes: int = 8 << 30
+    """Disk for packages. What is kept to go back to makes room first; what would not fit then is refused."""
+    max_package_bytes: int = 2 << 30
+    """Of one package; a larger one is refused."""
+
+
 class Settings(_Section, frozen=True):
     """The file agent.toml."""
 
@@ -149,6 +171,7 @@ class Settings(_Section, frozen=True):
     leases: Leases = Leases()
     http: Http = Http()
     oip: Oip = Oip()
+    registry: Registry = Registry()
 
     @property
     def agent(self) -> topics.Agent:
@@ -189,5 +212,32 @@ def load(path: Path) -> Settings:
         raise settings.BadSettings(
             f"{path}: engine.provider {read.engine.provider!r} is none of auto, {known}"
         )
+    try:
+        _check_registry(read)
+    except ValueError as wrong:
+        raise settings.BadSettings(f"{path}: [registry] {wrong}") from None
     base = path.resolve().parent
     return msgspec.structs.replace(read, state=str(base / read.state), models=str(base / read.models))
+
+
+def _check_registry(read: Settings) -> None:
+    """Raises ValueError, which says what is wrong."""
+    policy = read.registry
+    for key in policy.trusted_keys:
+        signatures.read_key(key)
+    if policy.url is None:
+        return
+    parts = urlsplit(policy.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ValueError(
+            f"url {policy.url!r} is no address of a hub; it would be https://HOST or http://HOST:PORT"
+        )
+    if not policy.trusted_keys and not policy.unsigned:
+        raise ValueError(
+            "trusted_keys: at least one is needed to fetch models, the public key of who signs them; or take "
+            "packages whoever made them, by unsigned = true"
+        )
+    if read.uplink_broker is None:
+        raise ValueError("url: the hub learns from heartbeats what is for an agent; name [uplink_broker]")
+    if policy.poll_s < MIN_POLL_S:
+        raise ValueError(f"poll_s = {policy.poll_s:g}: at least {MIN_POLL_S:g} is needed")

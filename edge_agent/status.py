@@ -9,15 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
-from prometheus_client import core, registry
+from prometheus_client import core
+from prometheus_client import registry as collectors
 
 from edge_agent import clock, engine, hub, intake, overflow, replies, runner, settings, uplink, window
 from edge_agent.journal import journal
 from edge_agent.oip import service
 from shared import link, signals, tasks
+
+if TYPE_CHECKING:
+    from edge_agent.registry import registry
 
 MIDDLE_PRIORITY: Final = 5
 RATE_OVER_S: Final = 5.0
@@ -68,6 +72,7 @@ class Status:
         self.uplink: uplink.Uplink | None = None
         self.site_link: link.Link | None = None
         self.cloud_link: link.Link | None = None
+        self.registry: registry.Registry | None = None
         self.working = False
         """True from the moment at which everything runs to the one at which it is told to stop."""
 
@@ -165,6 +170,7 @@ class Status:
             "broker": _link(self.site_link),
             "uplink": _link(self.cloud_link) | {"hub_reachable": self._hub.reachable},
             "models": [_model(model) for model in self._engine.loaded()],
+            "registry": self.registry.as_dict() if self.registry is not None else None,
             "handed_over": len(self._hub.handed_over),
             "telemetry": told,
             "decisions": [
@@ -213,7 +219,7 @@ def _ms(seconds: float) -> float:
     return round(1000 * seconds, 4)
 
 
-class Metrics(registry.Collector):
+class Metrics(collectors.Collector):
     """The agent's metrics, in Prometheus' conventions; never a task id in a label."""
 
     def __init__(self, status: Status, book: journal.Journal) -> None:
@@ -271,6 +277,6 @@ class Metrics(registry.Collector):
 
 def exposition(metrics: Metrics) -> bytes:
     """The metrics in Prometheus' text format."""
-    collected = registry.CollectorRegistry()
+    collected = collectors.CollectorRegistry()
     collected.register(metrics)
     return prometheus_client.generate_latest(collected)

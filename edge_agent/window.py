@@ -45,6 +45,8 @@ class Window:
         self._clocks: dict[int, fairness.FairClock] = {}
         self._tasks: dict[bytes, records.Task] = {}
         """In the batcher, running, or waiting for the commit of their end."""
+        self._runs_on: dict[bytes, models.Model] = {}
+        """Of each of them that is not only held to be ended."""
         self._payload_bytes = 0
         self._behind = False
         """True while tasks may wait in the journal that are not here."""
@@ -106,7 +108,8 @@ class Window:
     def retry(self, task: records.Task) -> None:
         """A task that is here waits for its turn again."""
         self._replace(self._tasks[task.task_id], task)
-        self._batcher.offer(self._waiting(task, self._model(task)), time.monotonic())
+        model = self._runs_on[task.task_id] = self._model(task)
+        self._batcher.offer(self._waiting(task, model), time.monotonic())
 
     def renew(self, before: records.Task, task: records.Task) -> None:
         """A task that was counted as `before` has a newer attempt: under that it waits or runs now."""
@@ -127,7 +130,8 @@ class Window:
         )
         self._replace(held, now)
         if waits:
-            self._batcher.offer(self._waiting(now, self._model(now)), time.monotonic())
+            model = self._runs_on[now.task_id] = self._model(now)
+            self._batcher.offer(self._waiting(now, model), time.monotonic())
 
     def progressed(self, task_id: bytes, items_done: int) -> records.Task:
         """A task that runs has come so far; as it is now, under the newest of its attempts."""
@@ -159,6 +163,7 @@ class Window:
         if self._refilling:
             self._ended_meanwhile.add(task_id)
         task = self._tasks.pop(task_id, None)
+        self._runs_on.pop(task_id, None)
         if task is not None:
             self._payload_bytes -= len(task.payload or b"")
             self._count(task, -1)
@@ -225,10 +230,12 @@ class Window:
                 return False
             self._batcher.evict_worst()
             evicted = self._tasks.pop(worst.task_id)
+            del self._runs_on[worst.task_id]
             self._payload_bytes -= len(evicted.payload or b"")
             self._behind = True
             self._batcher.offer(waiting, now)
         self._tasks[task.task_id] = task
+        self._runs_on[task.task_id] = model
         self._payload_bytes += len(task.payload or b"")
         return True
 
@@ -237,8 +244,12 @@ class Window:
         self._stuck.clear()
         self._behind = True
 
+    def needs(self, key: models.Key) -> bool:
+        """Whether a task waits or runs here that runs on that version, or may wait in the journal."""
+        return self._behind or self._refilling or any(model.key == key for model in self._runs_on.values())
+
     def _model(self, task: records.Task) -> models.Model:
-        return self._catalogue.resolve(task.model, task.version)
+        return self._catalogue.resolve(task.model, task.version, came_before=True)
 
     def _waiting(self, task: records.Task, model: models.Model) -> batcher.Waiting:
         remaining = task.remaining_ms(clock.wall_us())

@@ -264,3 +264,27 @@ def test_an_unknown_model_is_told_with_what_there_is(tmp_path: Path) -> None:
         catalogue.resolve("mean", "7")
     with pytest.raises(models.UnknownModel, match="model other is not"):
         catalogue.resolve("other")
+
+
+def test_a_version_that_retires_is_there_for_tasks_that_came_before(tmp_path: Path) -> None:
+    """Who comes now does not find it; who came before does, if no other will do, until it is removed."""
+    old, new = (
+        models.load(packages.write_classifier(tmp_path / version, version=version)) for version in "12"
+    )
+    catalogue = models.Catalogue()
+    for model in (old, new):
+        catalogue.add(model)
+    catalogue.retire(new.key)
+    assert (catalogue.serves(old.key), catalogue.serves(new.key)) == (True, False)
+    assert catalogue.resolve("brightness") is catalogue.resolve("brightness", came_before=True) is old
+    with pytest.raises(models.UnknownModel):
+        catalogue.resolve("brightness", "2")
+    assert catalogue.resolve("brightness", "2", came_before=True) is new
+    catalogue.retire(old.key)
+    assert catalogue.resolve("brightness", "1", came_before=True) is old
+    catalogue.remove(new.key)
+    assert catalogue.resolve("brightness", came_before=True) is old
+    catalogue.add(old)
+    catalogue.remove(old.key)
+    with pytest.raises(models.UnknownModel):
+        catalogue.resolve("brightness", came_before=True)

@@ -117,3 +117,28 @@ async def test_one_refill_at_a_time(book: journal.Journal, catalogue: models.Cat
     held.go_on.set()
     await filling
     assert wanted == [True, False]
+
+
+async def test_a_version_is_needed_until_the_last_task_on_it_has_ended(
+    book: journal.Journal, catalogue: models.Catalogue
+) -> None:
+    """What waits, runs or may wait in the journal keeps a version that retires; nothing else does."""
+    (model,) = catalogue
+    one = behind(book, catalogue, await book.counts())
+    assert not one.needs(model.key)
+    task = await journals.accept(book)
+    one.offer([task])
+    catalogue.retire(model.key)
+    assert one.needs(model.key)
+    late = await journals.accept(book)
+    one.offer([late])  # it was being accepted: it runs as well
+    assert drained(one) == [task.task_id, late.task_id]
+    for ended in (task, late):
+        assert one.needs(model.key)
+        one.ended(ended.task_id)
+    assert not one.needs(model.key)
+    one.models_changed()
+    assert one.needs(model.key), "tasks may wait in the journal alone"
+    await book.finish([journals.finished(task.task_id), journals.finished(late.task_id)])
+    await one.refill()
+    assert not one.needs(model.key)
