@@ -10,13 +10,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich import box, console, table
+from typing import Any
 
 ROUNDS = 3
 """The ways are measured in turn, so often, and medians are taken: a machine's pace drifts."""
 
-Figures = Mapping[str, float | int]
+Figures = Mapping[str, Any]
+"""Numbers by name, or such mappings again."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def save(path: Path | None, name: str, figures: Figures) -> None:
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], remarks: Iterable[str]) -> None:
     """Print a table; the first column is of words, the others are of numbers."""
+    from rich import box, console, table  # not there where only the agent is installed
+
     printed = table.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, column in enumerate(columns):
         printed.add_column(column, justify="right" if place else "left")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import edge, figures, footprint, peers, scheduler, simulate, transport
+from benchmarks import edge, engine, figures, footprint, peers, scheduler, simulate, transport
 from benchmarks.queues import peer
+from tests import models
 
 
 def figures_in(path: Path, name: str) -> dict[str, Any]:
@@ -88,6 +91,39 @@ def test_scheduler_brings_every_task_in_and_out(tmp_path: Path) -> None:
         assert told[name] > 0, name
     assert 0 < told["lease_p50_ms"] <= told["lease_p99_ms"]
     assert told["depth_penalty"] > 0
+
+
+def test_engine_is_compared_for_every_model(tmp_path: Path) -> None:
+    """Each model goes through the engine and through a bare loop."""
+    written = tmp_path / "figures.json"
+    assert engine.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "engine")
+    assert {"surface-defects", "dense", "tabular"} <= told.keys()
+    for name, one in told.items():
+        assert one["items_per_s"] > 0, name
+        assert one["ratio_to_bare"] > 0, name
+        assert 0 < one["p50_ms"] <= one["p99_ms"], name
+
+
+def test_the_table_of_a_gpu_needs_no_more_than_the_engine(tmp_path: Path) -> None:
+    """It runs, here on the CPU, where neither onnx nor the agent's other libraries are installed."""
+    graphs = [models.write_classifier(tmp_path / "a"), models.write_scorer(tmp_path / "b")]
+    blocked = ["cryptography", "httpx", "onnx", "paho", "prometheus_client", "psutil", "pyarrow", "rich"]
+    without = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split()))"
+    run = "import runpy; runpy.run_module('benchmarks.engine', run_name='__main__', alter_sys=True)"
+    given = ["--gpu", "--quick", "--providers", "cpu", "--threads", "2"]
+    given += [word for graph in graphs for word in ("--graph", str(graph / "model.onnx"))]
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{without}; {run}", " ".join(blocked), *given],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.split() for line in ended.stdout.splitlines()[2:]]
+    assert [line[1:4] for line in lines] == [["float32", "cpu", size] for size in ("2", "4")] * 2
 
 
 def test_a_file_of_figures_keeps_what_other_benchmarks_wrote(tmp_path: Path) -> None:
