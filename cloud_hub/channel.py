@@ -228,7 +228,7 @@ class Channel:
         """One transaction: the rows of all batches, kind by kind, and the cursors of their lanes."""
         async with self._connections.connection() as connection, connection.transaction():
             receivers: dict[lanes.Lane, lanes.Receiver] = {}
-            for lane in sorted({arrival.lane for arrival in arrivals}):
+            for lane in sorted({arrival.lane for arrival in arrivals}, key=str):  # as lanes.sql, report
                 held = await lane_store.lock(connection, self.agent_id, lane)
                 receivers[lane] = lanes.Receiver(held.cursor)
             taken = await asyncio.to_thread(self._take_in, arrivals, receivers)

@@ -89,6 +89,8 @@ class DownLanes:
         for ack in acks:
             known = self._acks.get(ack.lane)
             if ack.lane in LANES and (known is None or ack.cursor >= known.cursor):
+                if known is not None and known.rewind and known.cursor == ack.cursor:
+                    ack.rewind = True
                 self._acks[ack.lane] = ack
         self._acknowledged.set()
 
@@ -112,6 +114,8 @@ class DownLanes:
             self._outlet = outlet.Outlet(
                 self, self._link, lambda lane: topics.down(self._agent, lane), self._epoch, numbers
             )
+            if overtaken is not None:  # what was appended while we asked was told to the one before
+                self._look.set()
             try:
                 await self._outlet.run()
             except Overtaken as error:

@@ -25,7 +25,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import secrets
+import time
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -74,6 +76,10 @@ class Replicas:
         stays as it was: nobody else could do anything for the agents either."""
         self._dsn = dsn
         self._watchers: list[Callable[[], None]] = []
+        self._missed: frozenset[str] = frozenset()
+        """Hubs that went, and whose sessions are to be ended unless they come back."""
+        self._heard = self._back = -math.inf
+        """When we last beat, and when we last did so after a pause of our own (s, monotonic)."""
 
     @property
     def alone(self) -> bool:
@@ -111,14 +117,25 @@ class Replicas:
             while True:
                 async with asyncio.timeout(TIMEOUT_S):
                     live = await hubs.beat(connection, self.hub_id)
-                    if missed := self.live - live:
-                        ended = await hubs.end_sessions(connection, missed)
-                        log.info("%d sessions ended of hubs that went without a word", ended)
+                    await self._end_sessions(connection, live)
                 self._learn(live)
                 await asyncio.sleep(BEAT_S)
         except asyncio.CancelledError:
             await self._leave(connection)
             raise
+
+    async def _end_sessions(self, connection: pool.Connection, live: frozenset[str]) -> None:
+        """End those of hubs that are missed; but what held us up may have held them up too (PostgreSQL
+        itself, or the machine), so after a pause of our own they get as long to come back."""
+        now = time.monotonic()
+        if -math.inf < self._heard < now - hubs.LIVE_S:
+            self._back = now
+        self._heard = now
+        self._missed = (self._missed | self.live - live) - live
+        if self._missed and now - self._back > hubs.LIVE_S:
+            ended = await hubs.end_sessions(connection, self._missed)
+            log.info("%d sessions ended of hubs that went without a word", ended)
+            self._missed = frozenset()
 
     async def _leave(self, connection: pool.Connection) -> None:
         try:

@@ -223,8 +223,7 @@ class Uplink:
         await self._batch(lanes.Lane.parse(lane), message)
 
     def _measure(self, message: link.Message, sent_us: int) -> None:
-        arrived_us = clock.wall_us() - round(1e6 * (time.monotonic() - message.arrived))
-        self.speed.arrived(len(message.payload), sent_us, arrived_us)
+        self.speed.arrived(len(message.payload), sent_us, round(1e6 * message.arrived))
 
     async def _acknowledged(self, told: signals.Acks) -> None:
         if told.epoch != self._journal.epoch:

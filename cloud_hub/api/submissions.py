@@ -19,7 +19,7 @@ import itertools
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import prometheus_client
@@ -29,6 +29,7 @@ from cloud_hub.api import admission
 from cloud_hub.store import ends, pool
 from cloud_hub.store import queues as queue_store
 from cloud_hub.store import tasks as task_store
+from shared import jobs
 
 log = logging.getLogger(__name__)
 
@@ -245,9 +246,12 @@ def into(
     async def commit(requests: Sequence[Group]) -> Committed:
         told: list[ends.Outcome] = []
         shed: Counter[str] = Counter()
-        lent = pool.statement if _is_one_statement(requests, limits) else _transaction
+        # Looked up once: while a connection is waited for, the settings may change.
+        metadata = [task.job.metadata for request in requests for task in request]
+        bounded = limits.bounded(one.queue for one in metadata) if limits else {}
+        lent = pool.statement if not bounded and _is_one_statement(metadata) else _transaction
         async with lent(connections, database_wait_s) as connection:
-            decided = await _admit(connection, requests, limits)
+            decided = await _admit(connection, requests, bounded)
             admitted = [one for place, one in enumerate(requests) if place not in decided.refused]
             stored = await task_store.submit(connection, [task for one in admitted for task in one])
             if decided.shed:
@@ -277,24 +281,18 @@ async def _transaction(connections: pool.Pool, timeout_s: float) -> AsyncIterato
         yield connection
 
 
-def _is_one_statement(requests: Sequence[Group], limits: queues.Queues | None) -> bool:
+def _is_one_statement(metadata: Sequence[jobs.Metadata]) -> bool:
     """Whether all of it is stored by one INSERT, which is a transaction by itself: two round trips less."""
-    metadata = [task.job.metadata for request in requests for task in request]
-    return (
-        len(metadata) < task_store.COPY_FROM
-        and not any(one.idempotency_key for one in metadata)
-        and not (limits and limits.bounded(one.queue for one in metadata))
-    )
+    return len(metadata) < task_store.COPY_FROM and not any(one.idempotency_key for one in metadata)
 
 
 async def _admit(
-    connection: pool.Connection, requests: Sequence[Group], limits: queues.Queues | None
+    connection: pool.Connection, requests: Sequence[Group], bounded: Mapping[str, queue_store.Queue]
 ) -> admission.Admission:
     """Which requests get in. Where no queue has a limit this asks nobody."""
-    metadata = [task.job.metadata for request in requests for task in request]
-    bounded = limits.bounded(one.queue for one in metadata) if limits else {}
     if not bounded:
         return admission.Admission()
+    metadata = [task.job.metadata for request in requests for task in request]
     keys = {one.idempotency_key for one in metadata if one.queue in bounded and one.idempotency_key}
     depths, known = await queue_store.room(connection, bounded, keys)
     return admission.admit(requests, bounded, depths, known)

@@ -112,8 +112,8 @@ class Fleet:
         self._room += max(0, credits_) - max(0, load.credits)
         load.credits = credits_
         if credits_ > 0:
-            for seat in load.seats:
-                if seat.entry is None:
+            for seat in load.seats:  # its wait may have fallen while it had no room
+                if seat.entry is None or load.wait_s + seat.base_s < seat.entry[0]:
                     seat.rise()
 
     def speed(self, agent_id: int, model: str, version: str | None) -> float:
@@ -153,11 +153,15 @@ class Fleet:
         """
         if task.origin_agent is None:
             return None
-        members = self._pool(task.model, task.version, task.selector, None).members
-        origin = members.get(task.origin_agent)
+        return self.barred_origin(task.model, task.version, task.selector, task.origin_agent)
+
+    def barred_origin(self, model: str, version: str | None, selector: str, origin_agent: int) -> int | None:
+        """The same of a kind of tasks that `origin_agent` handed over."""
+        members = self._pool(model, version, selector, None).members
+        origin = members.get(origin_agent)
         if origin is None or len(members) == 1 or origin.load.advertised_s <= 0:
             return None
-        return task.origin_agent
+        return origin_agent
 
     def place(self, task: snapshot.Task) -> Choice | None:
         """Give `task` to the executor that will complete it first; None if none that may take it has room."""

@@ -11,6 +11,7 @@ goes on with the same shares.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -154,8 +155,13 @@ class Scheduler:
         }
         decided = await self._decide(heads, ready, queues)
         self._given = {one.choice.agent_id for one in decided.placements}
-        self._wanting |= decided.more or len(decided.placements) < sum(len(head.tasks) for head in heads)
+        self._wanting |= (
+            decided.more
+            or bool(decided.why)
+            or len(decided.placements) < sum(len(head.tasks) for head in heads)
+        )
         granted = await self._grant(lead, decided, told) if decided.placements else 0
+        self._wanting |= granted < len(decided.placements)  # somebody held them, maybe to no end
         if decided.unplaced and look_for_room:
             await self._make_room(lead, told, decided.unplaced)
         return decided.more and granted > 0
@@ -164,17 +170,21 @@ class Scheduler:
         """Classes (ids) of which nothing need be read, for nobody can run them or their queue is in
         `closed`; and those that could run, if there were room.
         """
-        kinds: dict[tuple[str, str, str], tuple[bool, bool]] = {}
+        kinds: dict[tuple[str, str, str], tuple[bool, list[int]]] = {}
         passed_over, without_room = [], []
         for one in self._classes:
             kind = (one.model, one.version, one.selector)
             if kind not in kinds:
                 able = ready.able(one.model, one.version or None, one.selector)
-                kinds[kind] = bool(able), any(ready.credits(agent_id) > 0 for agent_id in able)
-            can_run, has_room = kinds[kind]
+                with_room = (agent_id for agent_id in able if ready.credits(agent_id) > 0)
+                kinds[kind] = bool(able), list(itertools.islice(with_room, 2))
+            can_run, room = kinds[kind]
             if not can_run or one.queue in closed:
                 passed_over.append(one.class_id)
-            elif not has_room:
+            elif not room or (  # only at its origin, which must not get it
+                room == [one.origin_agent]
+                and ready.barred_origin(one.model, one.version or None, one.selector, one.origin_agent)
+            ):
                 without_room.append(one.class_id)
         return passed_over, without_room
 

@@ -15,6 +15,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from cloud_hub.store import ends, pool, sql, verdicts
 
+ADMISSION: Final = 2
+"""The class of advisory locks by which those who admit to one queue wait for each other (outgoing.PLACES)."""
+
 _SQL: Final = sql.load("queues")
 
 
@@ -140,6 +143,7 @@ async def room(
     depths: dict[str, dict[int, Depth]] = {}
     known: frozenset[str] = frozenset()
     async with connection.pipeline():
+        await connection.execute(_SQL["hold"], {"class": ADMISSION, "queues": list(names)})
         deep = await connection.execute(_SQL["depths"], {"queues": list(names)})
         if keys:
             keyed = await connection.execute(_SQL["known_keys"], {"keys": list(keys)})

@@ -80,3 +80,53 @@ async def test_one_that_has_left_ends_by_itself(database: str) -> None:
         await connection.commit()
         await looking
         assert await sessions(database) == 1
+
+
+async def test_one_that_starts_again_at_its_place_ends_what_it_had_begun(database: str) -> None:
+    """A pod whose node vanished comes back elsewhere under its name: the locks of its first life go."""
+    async with stores.fresh(database):
+        pass
+    gone = await pool.connect(database, hubs.session("pod-0:80/00000001"))
+    try:
+        await hubs.beat(gone, "pod-0:80/00000001")
+        await gone.commit()
+        await gone.execute("LOCK TABLE leadership")
+        async with await pool.connect(database, hubs.session("pod-0:80/00000002")) as here:
+            await hubs.succeed(here, "pod-0:80/00000002", "pod-0:80/")
+            await here.commit()
+            async with asyncio.timeout(5):
+                await here.execute("LOCK TABLE leadership")
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await gone.execute("SELECT 1")
+    finally:
+        await gone.close()
+
+
+@pytest.mark.soak
+async def test_nobody_is_missed_because_postgres_stood_still(database: str) -> None:
+    """When the database answers again, those who could not beat either get their time to come back."""
+    async with stores.fresh(database):
+        pass
+    both = [replicas.Replicas(f"{name}:1/{name * 8}", database) for name in "ab"]
+    running = [asyncio.create_task(one.run()) for one in both]
+    try:
+        async with asyncio.timeout(10):
+            while any(len(one.live) < 2 for one in both):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        async with (
+            await pool.connect(database, hubs.session(both[0].hub_id)) as first,
+            await pool.connect(database, hubs.session(both[1].hub_id)) as second,
+        ):
+            for work in (first, second):
+                await work.execute("SELECT 1")
+            async with await pool.connect(database) as other:
+                await other.execute("LOCK TABLE hubs IN EXCLUSIVE MODE")
+                await asyncio.sleep(2 * hubs.LIVE_S + 0.5)
+                await other.rollback()
+            await asyncio.sleep(hubs.LIVE_S)
+            for work in (first, second):
+                await work.execute("SELECT 1")
+    finally:
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

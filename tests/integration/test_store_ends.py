@@ -7,7 +7,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from cloud_hub.store import agents, apply, classes, lanes, pool, schedule, tasks
+from cloud_hub.store import agents, apply, classes, ends, lanes, pool, schedule, tasks, verdicts
 from shared import lanes as protocol
 from shared import tasks as words
 from shared import topics, wire
@@ -403,3 +403,17 @@ async def test_deadlines_are_judged_while_tasks_wait(connections: pool.Pool) -> 
         (lost,) = (await schedule.expire(connection)).ended
         assert (lost.task_id, lost.reason) == (running, Reason.EXPIRED)
         assert (await stores.get(connection, patient)).state is State.QUEUED
+
+
+async def test_a_lease_stays_with_a_task_that_was_left_alone(connections: pool.Pool) -> None:
+    """A change that came too late takes nothing: a task that runs without a lease would never be missed."""
+    async with connections.connection() as connection:
+        agent_id = await stores.agent(connection)
+        (task_id,) = await stores.submit(connection)
+        (before,) = (await ends.lock(connection, [task_id])).values()
+        await stores.grant(connection, [task_id], agent_id)
+        cancelled = verdicts.cancelled(before)
+        assert cancelled is not None
+        await ends.settle(connection, [cancelled])
+        assert (await stores.get(connection, task_id)).state is State.PROCESSING
+        assert await stores.scalar(connection, b"SELECT count(*) FROM leases") == 1

@@ -237,3 +237,15 @@ def test_kinds_are_forgotten_before_they_fill_the_memory() -> None:
         fleet.place(snapshots.task(n, selector=f"lot={n}"))
     assert len(fleet._pools) <= placement._KINDS
     assert fleet.place(snapshots.task(1)) is not None
+
+
+def test_an_executor_whose_wait_fell_while_it_had_no_room_comes_first() -> None:
+    """Its queue is empty, it holds all that it would take, a lease ends: it is the first that has room."""
+    others = [snapshots.executor(n, 5, predicted_wait_s=1.0) for n in range(2, placement.FEW + 10)]
+    kept = placement.Fleet([*others, snapshots.executor(1, 5, predicted_wait_s=100.0)], RULES)
+    assert kept.place(snapshots.task(1)) is not None  # which ranks them
+    kept.put(snapshots.executor(1, 0, predicted_wait_s=0.0))
+    kept.credit(1, 5)
+    choice = kept.place(snapshots.task(2))
+    assert choice is not None
+    assert choice.agent_id == 1

@@ -55,13 +55,15 @@ ON CONFLICT (task_id, attempt) DO UPDATE SET
 WHERE a.agent_id = excluded.agent_id;
 
 -- name: release
--- Leases that end, with what the hub can say of attempts that their agents have not reported (yet).
+-- Leases that end, with what the hub can say of attempts that their agents have not reported (yet). After
+-- `change`: the lease of a task that was left alone stays, for without it nobody would miss the task.
 WITH released AS (
     DELETE FROM leases l
     USING unnest(
         %(task_ids)b::uuid[], %(states)b::text[], %(reasons)b::text[], %(errors)b::text[], %(items_done)s::int[]
     ) AS c (task_id, state, reason, error, items_done)
     WHERE l.task_id = c.task_id
+        AND NOT EXISTS (SELECT FROM tasks t WHERE t.task_id = l.task_id AND t.state = 'PROCESSING')
     RETURNING
         l.task_id, l.attempt, l.agent_id, l.granted_at, l.why, c.state, c.reason, c.error, c.items_done
 )

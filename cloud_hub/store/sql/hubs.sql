@@ -15,8 +15,18 @@ UNION ALL
 SELECT hub_id FROM hubs WHERE hub_id <> %(hub_id)s AND seen_at > now() - make_interval(secs => %(live_s)s);
 
 -- name: succeed
--- Nobody else listens at the place of a hub that is just starting: what was there is gone.
-DELETE FROM hubs WHERE starts_with(hub_id, %(place)s) AND hub_id <> %(hub_id)s;
+-- Nobody else listens at the place of a hub that is just starting: what was there is gone, and so is what
+-- it had begun, though PostgreSQL may not know yet.
+WITH gone AS (
+    DELETE FROM hubs WHERE starts_with(hub_id, %(place)s) AND hub_id <> %(hub_id)s RETURNING hub_id
+),
+ended AS (
+    SELECT a.pid, pg_terminate_backend(a.pid) AS ended
+    FROM gone g JOIN pg_stat_activity a
+        ON a.application_name = 'backhaul/' || split_part(g.hub_id, '/', 2)
+        AND a.usename = current_user AND a.datname = current_database()
+)
+SELECT hub_id, (SELECT count(*) FROM ended) FROM gone;
 
 -- name: leave
 DELETE FROM hubs WHERE hub_id = %(hub_id)s;

@@ -26,6 +26,12 @@ WHERE (q.weight, q.max_running, q.max_queued, q.max_per_second, q.default_priori
 -- name: remove
 DELETE FROM queues WHERE name = %(name)s;
 
+-- name: hold
+-- Who admits to a queue with a limit does so alone, here and in other hubs, until the commit.
+SELECT pg_advisory_xact_lock(%(class)s, place) FROM (
+    SELECT DISTINCT hashtext(name) AS place FROM unnest(%(queues)b::text[]) AS q (name) ORDER BY place
+) AS places;
+
 -- name: depths
 -- How many tasks of some queues wait, by priority; and of these, how many nobody's device waits for.
 SELECT

@@ -14,14 +14,14 @@ UPDATE tasks t SET not_before = NULL FROM ripe WHERE t.task_id = ripe.task_id;
 WITH waiting AS MATERIALIZED (
     SELECT class_id, priority, sum(queued)::bigint AS queued
     FROM depths
-    WHERE NOT class_id = ANY (%(passed_over)s::int[])
+    WHERE class_id NOT IN (SELECT unnest(%(passed_over)s::int[]))  -- hashed, and not compared one by one
     GROUP BY class_id, priority
     HAVING sum(queued) > 0
 ),
 ranked AS MATERIALIZED (
     SELECT
         w.class_id, w.priority, w.queued,
-        w.class_id = ANY (%(without_room)s::int[]) AS blocked,
+        w.class_id IN (SELECT unnest(%(without_room)s::int[])) AS blocked,
         CASE WHEN %(aging_s)s <= 0 THEN w.priority ELSE least(9, w.priority + least(
             %(aging_cap)s, floor(extract(epoch FROM now() - t.submitted_at) / %(aging_s)s)
         )) END AS level
