@@ -228,6 +228,7 @@ def _check_registry(read: Settings) -> None:
     if policy.url is None:
         return
     parts = urlsplit(policy.url)
+    parts.port  # noqa: B018 - raises ValueError for what is no port
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ValueError(
             f"url {policy.url!r} is no address of a hub; it would be https://HOST or http://HOST:PORT"

@@ -29,6 +29,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """As the hub described it."""
     served_at: float = 0.0
     """When it was loaded last, seconds since 1970; 0: never."""
+    deaths: int = 0
+    """How often in a row the agent died while it was loading this."""
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,9 +8,11 @@ import enum
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from edge_agent import engine, loading, models, runtime, settings
 from edge_agent.registry import plan, shelf, source, wanted
@@ -24,6 +26,8 @@ AGAIN_MAX_S: Final = 300.0
 ASK_MAX_S: Final = 60.0
 """Longest pause between two questions to a hub that is away, unless `poll_s` is longer."""
 DISK_AGAIN_S: Final = 5.0
+DEATHS: Final = 3
+"""A package that was being loaded when the agent died so often is refused: it may be what kills it."""
 LEAVE_S: Final = 1.0
 """How long a version that is served no longer stays at least, for tasks that are being accepted."""
 LEAVE_LOOK_S: Final = 0.1
@@ -278,19 +282,15 @@ class Registry:
                 log.info("%s is served no longer", key)
 
     async def _load(self, one: wanted.Wanted) -> None:
+        before = self._stored[one.sha256]
+        if before.deaths >= DEATHS:
+            self._refuse(one, f"the agent died {before.deaths} times while it was loading it")
+            return
         with self._doing(one, State.LOADING):
-            try:
-                await asyncio.to_thread(self._open, one)
-            except shelf.Damaged as damaged:
-                log.error("%s is taken off the disk: %s", one, damaged)
-                await self._forget(one.sha256)
-                return
-            except Refused as refused:
-                self._refuse(one, str(refused))
-                return
-            except (OSError, runtime.Unavailable) as error:
-                self._put_off(one, str(error))
-                return
+            async with self._mourned(before):
+                is_open = await self._opened(one)
+        if not is_open:
+            return
         self._fresh.add(one.sha256)
         self._loaded[one.name] = one.sha256
         self._leaving.pop(one.name, None)
@@ -298,7 +298,42 @@ class Registry:
         self.on_changed()
         stored = plan.Stored(wanted=one, served_at=time.time())
         self._stored[one.sha256] = stored
-        await asyncio.to_thread(self._shelf.note, stored)
+        await asyncio.to_thread(self._note, stored)
+
+    async def _opened(self, one: wanted.Wanted) -> bool:
+        """Whether the engine serves it now."""
+        try:
+            await asyncio.to_thread(self._open, one)
+        except shelf.Damaged as damaged:
+            log.error("%s is taken off the disk: %s", one, damaged)
+            await self._forget(one.sha256)
+        except Refused as refused:
+            self._refuse(one, str(refused))
+        except (OSError, runtime.Unavailable) as error:
+            self._put_off(one, str(error))
+        else:
+            return True
+        return False
+
+    @contextlib.asynccontextmanager
+    async def _mourned(self, before: plan.Stored) -> AsyncIterator[None]:
+        """Should the agent die within, by a graph that crashes for one, the next start will know."""
+        await asyncio.to_thread(self._note, msgspec.structs.replace(before, deaths=before.deaths + 1))
+        alive = msgspec.structs.replace(before, deaths=0)
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._note(alive)  # a stop is no death
+            raise
+        if before.wanted.sha256 in self._stored:  # or it was taken off the disk
+            self._stored[before.wanted.sha256] = alive
+            await asyncio.to_thread(self._note, alive)
+
+    def _note(self, one: plan.Stored) -> None:
+        try:
+            self._shelf.note(one)
+        except OSError as error:  # a disk that is full keeps nobody from serving
+            log.error("what became of %s cannot be kept: %s", one.wanted, error)
 
     def _open(self, one: wanted.Wanted) -> None:
         """Verify what is on disk and have the engine serve it. Blocks; raises Refused, shelf.Damaged, OSError
