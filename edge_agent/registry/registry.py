@@ -15,14 +15,12 @@ from typing import Any, Final
 import msgspec
 
 from edge_agent import engine, loading, models, runtime, settings
-from edge_agent.registry import plan, shelf, source, wanted
+from edge_agent.registry import blocks, plan, shelf, source, wanted
 from shared import backoff, packages, signatures
 
 log: Final = logging.getLogger(__name__)
 
-AGAIN_BASE_S: Final = 1.0
-AGAIN_MAX_S: Final = 300.0
-"""Longest pause between two tries of what may succeed later."""
+ASK_BASE_S: Final = 1.0
 ASK_MAX_S: Final = 60.0
 """Longest pause between two questions to a hub that is away, unless `poll_s` is longer."""
 DISK_AGAIN_S: Final = 5.0
@@ -56,18 +54,6 @@ class State(enum.StrEnum):
     REFUSED = "refused"
 
 
-class _Block:
-    """Why a package is not tried now, and when it will be."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self.again: float | None = None
-        """Monotonic seconds; None: when something else is wanted."""
-        self.have = 0
-        """Bytes that had come."""
-        self.waits = backoff.Backoff(AGAIN_BASE_S, AGAIN_MAX_S)
-
-
 class Registry:
     """The agent's side of the hub's registry of models."""
 
@@ -91,14 +77,14 @@ class Registry:
         """Served no longer, but tasks may be here that run on them; the earliest time to let each go."""
         self._fresh: set[str] = set()
         """Packages that were verified since the agent started."""
-        self._blocks: dict[wanted.Wanted, _Block] = {}
+        self._blocks = blocks.Blocks()
         self._busy: tuple[wanted.Wanted, State] | None = None
         self._have = 0
         """Bytes of what is being fetched."""
         self._changed = asyncio.Event()
         self._rng = random.Random()
         self._waits = backoff.Backoff(
-            min(AGAIN_BASE_S, self._settings.poll_s), max(ASK_MAX_S, self._settings.poll_s)
+            min(ASK_BASE_S, self._settings.poll_s), max(ASK_MAX_S, self._settings.poll_s)
         )
         self._heard: float | None = None
         self._error: str | None = None
@@ -193,7 +179,8 @@ class Registry:
         if self._error is not None:
             log.info("%s answers", self._settings.url)
             self._error = None
-            self._try_again()
+            self._blocks.release_waiting()  # the hub is back
+            self._changed.set()
         if answer is None:
             return
         self._etag = answer.etag
@@ -201,19 +188,12 @@ class Registry:
             told = ", ".join(map(str, answer.desired.models)) or "nothing"
             log.info("the hub wants to have served: %s", told)
             self._desired = answer.desired
-            self._blocks = {one: block for one, block in self._blocks.items() if one in answer.desired.models}
+            self._blocks.keep(answer.desired.models)
             self._changed.set()
             try:
                 await asyncio.to_thread(self._shelf.desire, answer.desired)
             except OSError as error:
                 log.error("what the hub wants cannot be kept for the next start: %s", error)
-
-    def _try_again(self) -> None:
-        """The hub is back: what waits for its time need not."""
-        for block in self._blocks.values():
-            if block.again is not None:
-                block.again = 0.0
-        self._changed.set()
 
     # What is done for it
 
@@ -235,22 +215,18 @@ class Registry:
 
     def _rest_s(self) -> float | None:
         """How long there is nothing to do, unless something changes."""
-        if self._leaving:
-            return LEAVE_LOOK_S
-        times = [block.again for block in self._blocks.values() if block.again is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return LEAVE_LOOK_S if self._leaving else self._blocks.rest_s()
 
     def _plan(self) -> list[plan.Step]:
         return plan.steps(self._situation())
 
     def _situation(self) -> plan.Situation:
-        now = time.monotonic()
         return plan.Situation(
             wanted=None if self._desired is None else self._desired.models,
             own=self._own,
             stored=self._stored,
             loaded=self._loaded,
-            blocked={one for one, block in self._blocks.items() if block.again is None or now < block.again},
+            blocked=self._blocks.now(),
             max_bytes=self._settings.max_bytes,
             max_package_bytes=self._settings.max_package_bytes,
         )
@@ -270,7 +246,7 @@ class Registry:
             case plan.Fetch(one):
                 await self._fetch(one)
             case plan.Refuse(one, reason):
-                self._refuse(one, reason)
+                self._blocks.refuse(one, reason)
 
     async def _let_go(self) -> None:
         """Unload what is served no longer, once all tasks have run that were to run on it."""
@@ -284,7 +260,7 @@ class Registry:
     async def _load(self, one: wanted.Wanted) -> None:
         before = self._stored[one.sha256]
         if before.deaths >= DEATHS:
-            self._refuse(one, f"the agent died {before.deaths} times while it was loading it")
+            self._blocks.refuse(one, f"the agent died {before.deaths} times while it was loading it")
             return
         with self._doing(one, State.LOADING):
             async with self._mourned(before):
@@ -294,7 +270,7 @@ class Registry:
         self._fresh.add(one.sha256)
         self._loaded[one.name] = one.sha256
         self._leaving.pop(one.name, None)
-        self._blocks.pop(one, None)
+        self._blocks.release(one)
         self.on_changed()
         stored = plan.Stored(wanted=one, served_at=time.time())
         self._stored[one.sha256] = stored
@@ -308,9 +284,9 @@ class Registry:
             log.error("%s is taken off the disk: %s", one, damaged)
             await self._forget(one.sha256)
         except Refused as refused:
-            self._refuse(one, str(refused))
+            self._blocks.refuse(one, str(refused))
         except (OSError, runtime.Unavailable) as error:
-            self._put_off(one, str(error))
+            self._blocks.put_off(one, str(error))
         else:
             return True
         return False
@@ -360,23 +336,23 @@ class Registry:
             except _Superseded:
                 return
             except Refused as refused:
-                self._refuse(one, str(refused))
+                self._blocks.refuse(one, str(refused))
                 return
             except (source.Away, OSError) as error:
                 after = error.retry_after_s if isinstance(error, source.Away) else None
-                self._put_off(one, str(error), after, have=self._have)
+                self._blocks.put_off(one, str(error), after, have=self._have)
                 return
         with self._doing(one, State.LOADING):
             try:
                 await asyncio.to_thread(self._shelf.put, one)
             except packages.BadArchive as bad:
                 if went_on:  # the part that was there may have been damaged, by a power cut for one
-                    self._put_off(one, str(bad))
+                    self._blocks.put_off(one, str(bad))
                 else:
-                    self._refuse(one, str(bad))
+                    self._blocks.refuse(one, str(bad))
                 return
             except OSError as error:
-                self._put_off(one, str(error))
+                self._blocks.put_off(one, str(error))
                 return
         log.info("%s is here: %s bytes", one, f"{one.size:,}")
         self._fresh.add(one.sha256)
@@ -407,29 +383,6 @@ class Registry:
         del self._stored[sha256]
         self._fresh.discard(sha256)
         await asyncio.to_thread(self._shelf.remove, sha256)
-
-    def _refuse(self, one: wanted.Wanted, reason: str) -> None:
-        log.error("%s is refused: %s", one, reason)
-        self._block(one, reason, None)
-
-    def _put_off(
-        self, one: wanted.Wanted, reason: str, after_s: float | None = None, *, have: int = 0
-    ) -> None:
-        """Try it again after a while: longer and longer, unless more of it came than ever before."""
-        before = self._blocks.get(one)
-        if before is None or before.again is None:
-            log.warning("%s is tried again later: %s", one, reason)
-        block = self._block(one, reason, 0.0)
-        if have > block.have:
-            block.have = have
-            block.waits.succeeded(float("inf"))
-        block.again = time.monotonic() + (block.waits.next() if after_s is None else after_s)
-
-    def _block(self, one: wanted.Wanted, reason: str, again: float | None) -> _Block:
-        before = self._blocks.get(one)
-        block = self._blocks[one] = before or _Block()
-        block.reason, block.again = reason, again
-        return block
 
     @contextlib.contextmanager
     def _doing(self, one: wanted.Wanted, state: State) -> Iterator[None]:

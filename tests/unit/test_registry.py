@@ -11,11 +11,12 @@ import pytest
 
 from edge_agent import engine, runtime, settings
 from edge_agent import models as catalogues
-from edge_agent.registry import plan, registry, shelf, source, wanted
+from edge_agent.registry import blocks, plan, registry, shelf, source, wanted
 from shared import packages, topics
 from tests import models
 
 AGENT = topics.Agent("lyon", "press-a")
+ONE = wanted.Wanted(model="m", version="1", sha256="a" * 64, size=10)
 
 
 def policy(tmp_path: Path) -> settings.Settings:
@@ -64,6 +65,23 @@ async def test_a_package_that_kills_the_agent_is_given_up(tmp_path: Path) -> Non
     machine.close()
 
 
+def test_what_is_put_off_comes_again_and_what_is_refused_does_not() -> None:
+    """A refusal has no end; a pause has one, and what waits for nobody keeps nothing busy."""
+    held = blocks.Blocks()
+    other = wanted.Wanted(model="n", version="1", sha256="b" * 64, size=10)
+    held.refuse(ONE, "bad")
+    assert (held.now(), held.rest_s()) == ({ONE}, None)
+    held.put_off(other, "away", 60.0)
+    assert held.now() == {ONE, other}
+    assert 50.0 < (held.rest_s() or 0.0) <= 60.0
+    held.release_waiting()
+    assert (held.now(), held.rest_s()) == ({ONE}, blocks.LOOK_S)
+    held.keep([other])
+    assert held.now() == set()
+    held.release(other)
+    assert held.rest_s() is None
+
+
 @contextlib.asynccontextmanager
 async def answering(*parts: bytes, then_wait: bool = False) -> AsyncIterator[str]:
     """A server that answers any request with these bytes, and then hangs up, or does nothing."""
@@ -80,9 +98,6 @@ async def answering(*parts: bytes, then_wait: bool = False) -> AsyncIterator[str
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-
-ONE = wanted.Wanted(model="m", version="1", sha256="a" * 64, size=10)
 
 
 @pytest.mark.parametrize(
