@@ -11,7 +11,8 @@ long run is cut into by others, who in turn take from short runs when those are 
 runs look cheaper than they are.
 
 The size worth taking is the smallest whose pace is near the best. Now and then another one is tried while
-enough items wait for it: untried sizes first, then those not seen for longest, for `TRIES_SHARE` of the time.
+enough items wait for it, two batches in a row: untried sizes first, then those not seen for longest, for
+`TRIES_SHARE` of the time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Final, NamedTuple, Protocol
 
 LATEST: Final = 15
 """Runs of a size that count."""
+FEW: Final = 3
+"""Of fewer runs than these a size is not yet said to be worse than the next smaller one."""
 OLD: Final = 100
 """Batches after which what was known of a size gives way to the next that is measured of it."""
 NEAR: Final = 0.05
@@ -31,7 +34,7 @@ GAIN: Final = 0.1
 """Throughput must rise by this share before anybody waits for company."""
 BUSY: Final = 0.5
 """Nobody waits at less than this share of what could run: an executor that idles gains nothing by it."""
-TRIES_SHARE: Final = 0.03
+TRIES_SHARE: Final = 0.02
 """Of the executor's time for sizes that are not the best known."""
 BESIDE_S: Final = 0.002
 """A batch costs an agent about this much beside its decoding and its run, in threads, commits and replies:
@@ -42,6 +45,8 @@ RATE_OVER_S: Final = 1.0
 """The time constant of the rate of arrivals."""
 _NEWEST_SHARE: Final = 0.1
 """Weight of the newest batch in what decoding an item takes."""
+_RECENT: Final = 8
+"""A batch larger than so many before it has memory to allocate; it counts until there is a better one."""
 _ALIKE: Final = 0.75
 """A batch counts for a size if it has at least this share of its items."""
 
@@ -105,6 +110,12 @@ class Learnt:
         self._turn: Final = dict.fromkeys(self.sizes, 0)
         """The same, or that of the batch when it was last tried."""
         self._batches = 0
+        self._recent: Final = deque[int](maxlen=_RECENT)
+        """Items of the latest batches."""
+        self._provisional: Final = set(self.sizes)
+        """Sizes of which nothing is known that counts for long."""
+        self._again: int | None = None
+        """A size that was tried, and is to be tried once more: the first time it may have had to allocate."""
         self._read_s: float | None = None
         self._size = bound
         # Two counts, each written by one side only, in place of a lock.
@@ -131,8 +142,15 @@ class Learnt:
         if size is None or count < _ALIKE * size:
             return
         latest = self._latest[size]
-        if self._batches - self._measured[size] > OLD:
+        allocates = bool(self._recent) and count > max(self._recent)
+        self._recent.append(count)
+        provisional = allocates or read_s is None  # the engine's warm-up decodes nothing
+        if provisional and latest and size not in self._provisional:
+            return
+        if size in self._provisional or self._batches - self._measured[size] > OLD:
             latest.clear()
+        if not provisional:
+            self._provisional.discard(size)
         scale = size / count
         latest.append(_Run(run_s * scale, (run_s if work_s is None else work_s) * scale))
         self._usual[size] = _Run(*map(statistics.median, zip(*latest, strict=True)))
@@ -173,8 +191,8 @@ class Learnt:
         return self._of(count).seconds + count * self.read_s
 
     def work(self, count: int) -> float:
-        """Seconds of work in decoding and running so many."""
-        return self._of(count).work + count * self.read_s
+        """Seconds of all work for a batch of so many."""
+        return self._of(count).work + count * self.read_s + BESIDE_S
 
     def _of(self, count: int) -> _Run:
         """What a run of so many takes.
@@ -194,7 +212,13 @@ class Learnt:
         return _Run(*(start + share * (end - start) for start, end in zip(low, known[above], strict=True)))
 
     def _best(self) -> int:
-        paces = {size: size / (self.work(size) + BESIDE_S) for size in self.run_s}
+        paces: dict[int, float] = {}
+        each = math.inf  # the work for an item of the next smaller size
+        for size, usual in self._usual.items():
+            if usual is not None:
+                work = usual.work if len(self._latest[size]) >= FEW else min(usual.work, size * each)
+                paces[size] = size / (work + size * self.read_s + BESIDE_S)
+                each = usual.work / size
         enough = (1 - NEAR) * max(paces.values())
         return next(size for size, pace in paces.items() if pace >= enough)
 
@@ -204,14 +228,17 @@ class Learnt:
         """At most the bound; the best size, now and then another one. Where the deadline leaves too little
         time for that, a size that keeps it, if there is one."""
         size = self._in_time(self._size, left_s)
-        other = self._untried_or_old(waiting)
+        again, self._again = self._again, None
+        other = again if again is not None and again <= waiting else self._untried_or_old(waiting)
         if other is None:
             return size
-        cost_s = self.seconds(other)
-        # What was saved up is worth one try, not a row of them.
-        self._tried_s = max(self._tried_s, self._for_tries_s - 2 * cost_s)
-        if self._for_tries_s - self._tried_s < cost_s or self._in_time(other, left_s) != other:
+        cost_s = self.seconds(other) + BESIDE_S
+        # What was saved up is worth one try, of two batches, not a row of them.
+        self._tried_s = max(self._tried_s, self._for_tries_s - 3 * cost_s)
+        affordable = other == again or self._for_tries_s - self._tried_s >= 2 * cost_s
+        if not affordable or self._in_time(other, left_s) != other:
             return size
+        self._again = None if other == again else other
         self._tried_s += cost_s
         self._turn[other] = self._batches  # it is over, whether its batch comes to be measured or not
         return other
