@@ -10,11 +10,12 @@ UPDATE tasks t SET not_before = NULL FROM ripe WHERE t.task_id = ripe.task_id;
 -- name: heads
 -- The first tasks of each class and priority: so many entries of the index, whatever lies behind them.
 -- The wanted number goes to the most urgent; of what is below them the first is read, in case that they
--- cannot be placed after all. Of classes without room `few` are read: for these room may be made.
+-- cannot be placed after all. Of classes without room `few` are read: for these room may be made. Lists of
+-- classes are looked up by IN and not by ANY, which compares one by one.
 WITH waiting AS MATERIALIZED (
     SELECT class_id, priority, sum(queued)::bigint AS queued
     FROM depths
-    WHERE class_id NOT IN (SELECT unnest(%(passed_over)s::int[]))  -- hashed, and not compared one by one
+    WHERE class_id NOT IN (SELECT unnest(%(passed_over)s::int[]))
     GROUP BY class_id, priority
     HAVING sum(queued) > 0
 ),
