@@ -60,6 +60,8 @@ class DownLanes:
         """Not taken yet, the furthest of each lane."""
         self._acknowledged = asyncio.Event()
         self._look = asyncio.Event()
+        self._unheard = False
+        """Something was appended when there was no outlet to hear of it, or one that is to go."""
 
     def wake(self) -> None:
         """The store has new records."""
@@ -68,7 +70,7 @@ class DownLanes:
     def appended(self, numbers: Mapping[lanes.Lane, int]) -> None:
         """The store has records up to these numbers, as somebody knows who wrote them or has looked."""
         if self._outlet is None:
-            self._look.set()
+            self._unheard = True
         else:
             known = {report.lane: report.numbered for report in self._outlet.reports()}
             fresh = {
@@ -114,11 +116,13 @@ class DownLanes:
             self._outlet = outlet.Outlet(
                 self, self._link, lambda lane: topics.down(self._agent, lane), self._epoch, numbers
             )
-            if overtaken is not None:  # what was appended while we asked was told to the one before
+            if self._unheard:
+                self._unheard = False
                 self._look.set()
             try:
                 await self._outlet.run()
             except Overtaken as error:
+                self._unheard = True  # what is appended from now on is told to the one that is to go
                 log.info("%s: %s; going on with what the store says", self._agent, error)
                 self._counts["overtaken"] += 1
                 overtaken = error

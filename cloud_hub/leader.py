@@ -71,8 +71,8 @@ class Leader:
             await self._leave()
 
     @asynccontextmanager
-    async def writing(self, fair: str | None = None) -> AsyncIterator[pool.Connection]:
-        """A transaction that only the leader can commit; `fair` are the clocks to keep with it.
+    async def writing(self) -> AsyncIterator[pool.Connection]:
+        """A transaction that only the leader can commit.
 
         Raises Deposed if this hub does not lead, or no longer.
         """
@@ -80,7 +80,7 @@ class Leader:
             raise leadership.Deposed("this hub does not lead")
         try:
             async with self._connections.connection() as connection, connection.transaction():
-                await leadership.hold(connection, self._token, fair)
+                await leadership.hold(connection, self._token)
                 yield connection
         except leadership.Deposed as deposed:
             self._step_down(str(deposed))

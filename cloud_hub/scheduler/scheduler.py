@@ -72,6 +72,7 @@ class Scheduler:
         """Agents (ids) that the last plan gave something."""
         self._classes = classes.Known()
         self._preempted = self._ripened = -math.inf
+        """When room was last made, or looked for in vain; and when tasks were last ripened (s, monotonic)."""
         self._wake = asyncio.Event()
         self.counts: Counter[str] = Counter()
 
@@ -226,8 +227,13 @@ class Scheduler:
             )
             for one in decided.placements
         ]
-        async with lead.deciding() as (connection, token):
-            granted = await schedule.grant(connection, token, grants, write_clocks(clocks))
+        try:
+            async with lead.deciding() as (connection, token):
+                granted = await schedule.grant(connection, token, grants, write_clocks(clocks))
+        except pool.UNAVAILABLE:
+            # Perhaps it was committed, and only the word of it was lost: then their lanes have records.
+            told.tell(ends.Outcome(told=frozenset(self._given)))
+            raise
         self._clocks = clocks
         self.counts["granted"] += len(granted)
         told.leased({one.agent_id: one.number for one in granted})  # the last of each counts
@@ -240,10 +246,10 @@ class Scheduler:
         waiting: Sequence[snapshot.Task],
     ) -> None:
         """Ask less urgent tasks to stop, if there are such."""
+        self._preempted = time.monotonic()
         urgency = max(task.priority for task in waiting)
         if urgency == 0:
             return
-        self._preempted = time.monotonic()
         async with self._connections.connection() as connection:
             held = await schedule.held(connection, urgency, self._ready.agent_ids, HELD)
         if not held:

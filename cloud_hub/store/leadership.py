@@ -59,9 +59,9 @@ async def vacant(connection: pool.Connection, holder: str, silent_s: float) -> b
     return await cursor.fetchone() == (True,)
 
 
-async def hold(connection: pool.Connection, token: int, fair: str | None = None) -> None:
-    """Hold the lead until the transaction ends, and keep the clocks; Deposed if `token` is not the newest."""
-    held = {"token": token, "fair": fair, "pause": f"{PAUSE_MS}ms"}
+async def hold(connection: pool.Connection, token: int) -> None:
+    """Hold the lead until the transaction ends; Deposed if `token` is not the newest."""
+    held = {"token": token, "pause": f"{PAUSE_MS}ms"}
     if await (await connection.execute(_SQL["hold"], held)).fetchone() is None:
         raise Deposed(f"the scheduler with token {token} was succeeded")
 

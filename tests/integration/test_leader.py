@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloud_hub import hot, leader, settings
-from cloud_hub.store import leadership, pool
+from cloud_hub.store import leadership, pool, schedule
 from demo import servers
 from tests.integration import stores
 
@@ -91,8 +91,8 @@ async def test_one_leads_and_the_next_follows_at_once_when_it_leaves(connections
     one, other = Candidate(connections, "one"), Candidate(connections, "other")
     async with running(one):
         await until(lambda: bool(leading(one)))
-        async with one.leader.writing("clocks"):
-            pass
+        async with one.leader.deciding() as (connection, token):
+            await schedule.grant(connection, token, [], "clocks")
         other.start()
         with pytest.raises(leadership.Deposed):
             async with other.leader.writing():

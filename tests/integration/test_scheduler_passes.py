@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from cloud_hub import fleet, queues, settings
@@ -22,6 +23,8 @@ class Lead:
     """A leader that nobody contests."""
 
     leading = True
+    breaks = False
+    """The connection goes when the statement is committed and before its answer is there."""
 
     def __init__(self, connections: pool.Pool, token: int) -> None:
         self._connections = connections
@@ -31,13 +34,21 @@ class Lead:
     async def deciding(self) -> AsyncIterator[tuple[pool.Connection, int]]:
         async with pool.statement(self._connections) as connection:
             yield connection, self._token
+            if self.breaks:
+                raise psycopg.OperationalError("the server closed the connection unexpectedly")
 
 
 class Told:
-    """Nobody waits for news."""
+    """Whose lanes are to be looked at."""
+
+    def __init__(self) -> None:
+        self.agent_ids: set[int] = set()
 
     def leased(self, numbers: Mapping[int, int]) -> None:
-        pass
+        self.agent_ids |= numbers.keys()
+
+    def tell(self, outcome: ends.Outcome) -> None:
+        self.agent_ids |= outcome.told
 
 
 class World:
@@ -54,12 +65,12 @@ class World:
         self.limits = queues.Queues(connections)
         policy = settings.Scheduler(batch=batch)
         self.scheduler = scheduler.Scheduler(connections, members, self.limits, policy, lease_ttl_s=60.0)
-        self._lead: Any = Lead(connections, token)
-        self._told: Any = Told()
+        self.lead: Any = Lead(connections, token)
+        self.told: Any = Told()
 
     async def passes(self) -> None:
         """One pass after the other, for as long as there is more to place at once."""
-        while await self.scheduler._pass(self._lead, self._told):
+        while await self.scheduler._pass(self.lead, self.told):
             pass
 
     @property
@@ -114,6 +125,19 @@ async def test_a_task_that_somebody_held_for_a_moment_is_wanted_still(database: 
             await ends.lock(connection, task_ids)
             await one.passes()
         assert one.woken
+
+
+async def test_leases_whose_commit_was_not_heard_of_are_sent_all_the_same(database: str) -> None:
+    """The connection breaks behind the commit: the agent's lanes are looked at, so that no lease runs out."""
+    async with world(database) as (one, connections):
+        async with connections.connection() as connection:
+            await stores.submit(connection, 2)
+        one.lead.breaks = True
+        with pytest.raises(psycopg.OperationalError):
+            await one.passes()
+        async with connections.connection() as connection:
+            (agent_id,) = await schedule.outstanding(connection)
+        assert one.told.agent_ids == {agent_id}
 
 
 @pytest.mark.parametrize(("wait_s", "aside"), [(3.0, True), (0.0, False)])

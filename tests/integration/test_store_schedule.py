@@ -291,7 +291,7 @@ async def test_only_the_newest_leader_writes(connections: pool.Pool) -> None:
     """A scheduler that was succeeded is told so; one that writes is not succeeded meanwhile."""
     async with connections.connection() as first, connections.connection() as second:
         old = await leadership.take(first, "one")
-        await leadership.hold(first, old.token, "clocks")
+        await schedule.grant(first, old.token, [], "clocks")
         await first.commit()
         await leadership.hold(first, old.token)
         taking = asyncio.create_task(leadership.take(second, "other"))
@@ -305,6 +305,24 @@ async def test_only_the_newest_leader_writes(connections: pool.Pool) -> None:
         await leadership.hold(second, new.token)
         with pytest.raises(leadership.Deposed):
             await leadership.hold(first, old.token)
+
+
+async def test_who_was_succeeded_grants_nothing(connections: pool.Pool) -> None:
+    """The token is checked by the very statement that grants: no lease, no record, no clocks of his."""
+    async with connections.connection() as connection:
+        agent_id = await stores.agent(connection)
+        (task_id,) = await stores.submit(connection)
+        old = await leadership.take(connection, "one")
+        new = await leadership.take(connection, "other")
+        await connection.commit()
+        wish = [schedule.Grant(task_id, agent_id, 60)]
+        with pytest.raises(leadership.Deposed):
+            await schedule.grant(connection, old.token, wish, "his clocks")
+        assert (await stores.get(connection, task_id)).state is State.QUEUED
+        for table in ("leases", "outgoing", "down_lanes"):
+            assert await stores.scalar(connection, f"SELECT count(*) FROM {table}".encode()) == 0
+        assert len(await schedule.grant(connection, new.token, wish)) == 1
+        assert (await leadership.take(connection, "third")).fair == ""
 
 
 async def test_a_leader_that_stops_in_the_middle_holds_up_nobody(connections: pool.Pool) -> None:

@@ -8,7 +8,7 @@ SELECT holder = %(holder)s OR seen_at < now() - make_interval(secs => %(silent_s
 
 -- name: hold
 -- A leader that stops in the middle, with its process, must not hold up its successor: hence the limit.
-UPDATE leadership SET seen_at = now(), fair = coalesce(%(fair)s, fair) WHERE token = %(token)s
+UPDATE leadership SET seen_at = now() WHERE token = %(token)s
 RETURNING set_config('idle_in_transaction_session_timeout', %(pause)s, true);
 
 -- name: leave
