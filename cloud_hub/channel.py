@@ -74,7 +74,8 @@ class _Taken:
     progress: dict[lanes.Lane, _Progress] = field(default_factory=dict)
     refused: list[_Refused] = field(default_factory=list)
     acks: dict[lanes.Lane, signals.Ack] = field(default_factory=dict)
-    verdicts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    """For the metrics, once it is committed."""
 
 
 class Budget:
@@ -232,9 +233,10 @@ class Channel:
                 held = await lane_store.lock(connection, self.agent_id, lane)
                 receivers[lane] = lanes.Receiver(held.cursor)
             taken = await asyncio.to_thread(self._take_in, arrivals, receivers)
-            outcomes = await self._write(connection, taken.batches)
+            outcomes = await self._write(connection, taken)
             for refused in taken.refused:
                 await self._set_aside(connection, refused)
+                taken.counts["quarantined"] += 1
             for lane, progress in taken.progress.items():
                 await lane_store.advance(
                     connection,
@@ -248,7 +250,10 @@ class Channel:
             if progress.lost:
                 log.error("%s lane %s: %d records are lost", self.agent, lane, progress.lost)
         self._counts["records"] += sum(progress.added for progress in taken.progress.values())
-        self._counts.update(taken.verdicts)
+        self._counts.update(taken.counts)
+        for refused in taken.refused:
+            if refused.header is not None:
+                self._refusals.pop((refused.arrival.lane, refused.header.span.first), None)
         return list(taken.acks.values()), outcomes
 
     def _take_in(self, arrivals: Sequence[Arrival], receivers: Mapping[lanes.Lane, lanes.Receiver]) -> _Taken:
@@ -282,7 +287,7 @@ class Channel:
                 rewind=decision.verdict is lanes.Verdict.GAP or (before is not None and before.rewind),
                 echo_us=header.sent_us,
             )
-            taken.verdicts[decision.verdict.name.lower()] += 1
+            taken.counts[decision.verdict.name.lower()] += 1
         return taken
 
     def _decode(self, arrival: Arrival, header: wire.Header) -> tuple[str, pa.RecordBatch]:
@@ -296,19 +301,16 @@ class Channel:
             raise wire.WireError("the database refused it")
         return kind.name, wire.decode(kind, arrival.message.payload, header.span.size)
 
-    async def _write(
-        self, connection: pool.Connection, batches: Mapping[str, Sequence[pa.RecordBatch]]
-    ) -> list[ends.Outcome]:
+    async def _write(self, connection: pool.Connection, taken: _Taken) -> list[ends.Outcome]:
         """Apply records, those of one kind together: so many small batches cost no more than a large one."""
         outcomes = []
         for kind in UPWARDS:
-            if not (parts := batches.get(kind)):
+            if not (parts := taken.batches.get(kind)):
                 continue
             (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
             if kind == wire.RESULTS.name:
                 applied = await apply.results(connection, self.agent_id, batch)
-                self._counts["shadows"] += applied.shadowed
-                self._counts["results"] += applied.inserted
+                taken.counts.update(shadows=applied.shadowed, results=applied.inserted)
             elif kind == wire.TASKS.name:
                 outcomes.append(await apply.tasks(connection, self.agent_id, batch))
             else:
@@ -317,7 +319,6 @@ class Channel:
 
     async def _set_aside(self, connection: pool.Connection, refused: _Refused) -> None:
         arrival, header, error = refused
-        self._counts["quarantined"] += 1
         log.error("%s lane %s: batch set aside: %s", self.agent, arrival.lane, error)
         await lane_store.quarantine(
             connection, self.agent_id, arrival.lane, header, arrival.message.payload, error

@@ -32,9 +32,10 @@ async def steadily(work: Callable[[], Awaitable[_T]], what: str) -> _T:
 def heed_cancellation() -> None:
     """Raise CancelledError if the current task was asked to end and the request got lost.
 
-    `asyncio.wait_for`, by which the pool waits for a free connection, forgets it when the connection comes at
-    that very moment (Python 3.11). A loop that did not look would go on for ever, and whoever waits for its
-    end as long. Not for a task in which a TaskGroup has failed: that leaves a request behind (likewise).
+    `asyncio.wait_for`, by which older versions of psycopg wait for each answer, forgets it when the answer
+    comes at that very moment (Python 3.11); for the pool's own waits see `pool`. A loop that did not look
+    would go on for ever, and whoever waits for its end as long. Not for a task in which a TaskGroup has
+    failed: that leaves a request behind (likewise).
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
