@@ -251,7 +251,7 @@ def into(
         bounded = limits.bounded(one.queue for one in metadata) if limits else {}
         lent = pool.statement if not bounded and _is_one_statement(metadata) else _transaction
         async with lent(connections, database_wait_s) as connection:
-            decided = await _admit(connection, requests, bounded)
+            decided = await _admit(connection, requests, metadata, bounded)
             admitted = [one for place, one in enumerate(requests) if place not in decided.refused]
             stored = await task_store.submit(connection, [task for one in admitted for task in one])
             if decided.shed:
@@ -287,12 +287,14 @@ def _is_one_statement(metadata: Sequence[jobs.Metadata]) -> bool:
 
 
 async def _admit(
-    connection: pool.Connection, requests: Sequence[Group], bounded: Mapping[str, queue_store.Queue]
+    connection: pool.Connection,
+    requests: Sequence[Group],
+    metadata: Sequence[jobs.Metadata],
+    bounded: Mapping[str, queue_store.Queue],
 ) -> admission.Admission:
-    """Which requests get in. Where no queue has a limit this asks nobody."""
+    """Which requests get in; `metadata`: of all their tasks. Where no queue has a limit nobody is asked."""
     if not bounded:
         return admission.Admission()
-    metadata = [task.job.metadata for request in requests for task in request]
     keys = {one.idempotency_key for one in metadata if one.queue in bounded and one.idempotency_key}
     depths, known = await queue_store.room(connection, bounded, keys)
     return admission.admit(requests, bounded, depths, known)

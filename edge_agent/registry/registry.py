@@ -380,9 +380,9 @@ class Registry:
             raise Refused(str(wrong)) from None
 
     async def _forget(self, sha256: str) -> None:
+        await asyncio.to_thread(self._shelf.remove, sha256)  # should the disk fail, it is tried again
         del self._stored[sha256]
         self._fresh.discard(sha256)
-        await asyncio.to_thread(self._shelf.remove, sha256)
 
     @contextlib.contextmanager
     def _doing(self, one: wanted.Wanted, state: State) -> Iterator[None]:

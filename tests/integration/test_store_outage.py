@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psycopg
 import psycopg_pool
 import pytest
 
@@ -95,3 +96,22 @@ async def test_errors_of_the_data_are_not_worth_another_try(database: str) -> No
         await connection.execute("SET TRANSACTION READ ONLY")
         with pytest.raises(pool.UNAVAILABLE):
             await stores.agent(connection)
+
+
+async def test_a_connection_comes_back_as_it_was(database: str) -> None:
+    """Lent for single statements and given back in the middle of one: the next has transactions again."""
+    async with stores.fresh(database, max_size=1) as connections:
+
+        async def ask() -> None:
+            async with pool.statement(connections) as connection:
+                await connection.execute("SELECT pg_sleep(0.002)")
+                await connection.execute("SELECT 1 / 0")
+
+        for pause_s in (0.0, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.1) * 4:
+            asking = asyncio.create_task(ask())
+            await asyncio.sleep(pause_s)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            async with connections.connection() as connection:
+                assert not connection.autocommit
+                assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
