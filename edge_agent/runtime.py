@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent import models
+from edge_agent import memory, models
 from shared import manifests
 
 Array = npt.NDArray[Any]
@@ -157,9 +157,11 @@ class OnnxRuntime:
             options = self._ort.RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
             self._session.run(self._outputs, batch, options)
+        memory.give_back()  # of reading the graph, too, and of ordering its weights
 
     def close(self) -> None:
         self._session = None
+        memory.give_back()
 
 
 class CallableRuntime:
