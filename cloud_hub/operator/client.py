@@ -50,9 +50,14 @@ Answer = dict[str, Any]
 class Failed(Exception):
     """The hub did not do what it was asked; the message says why."""
 
+    is_passing = False
+    """Whether the same may be answered later."""
+
 
 class Unreachable(Failed):
     """The hub gave no answer."""
+
+    is_passing = True
 
 
 class Refused(Failed):
@@ -63,6 +68,7 @@ class Refused(Failed):
         super().__init__(detail)
         self.status = status
         self.problem = problem
+        self.is_passing = status in RETRIED
 
 
 class Client:
@@ -193,8 +199,7 @@ class Client:
         return self._json(
             "PUT",
             f"/v1/queues/{_quoted(name)}",
-            content=json.dumps(wanted).encode(),
-            headers={"content-type": "application/json"},
+            **_body(wanted),
         )
 
     def remove_queue(self, name: str) -> Answer:
@@ -246,13 +251,35 @@ class Client:
         return self._json(
             "PUT",
             f"/v1/targets/{_quoted(name)}",
-            content=json.dumps({"version": version, "selector": selector}).encode(),
-            headers={"content-type": "application/json"},
+            **_body({"version": version, "selector": selector}),
         )
 
     def withdraw(self, name: str, selector: str = "") -> Answer:
         """Withdraw a target; returns those that are left of the model."""
         return self._json("DELETE", f"/v1/targets/{_quoted(name)}", query={"selector": selector})
+
+    def rollouts(self, *, model: str | None = None, state: str | None = None) -> Answer:
+        return self._json("GET", "/v1/rollouts", query={"model": model, "state": state})
+
+    def rollout(self, rollout_id: str) -> Answer:
+        """A rollout with its progress, the agents that it concerns, and its history."""
+        return self._json("GET", f"/v1/rollouts/{_quoted(rollout_id)}")
+
+    def start_rollout(self, **wanted: Any) -> Answer:
+        """Begin a rollout: model, version, selector, stages, gates, min_results, soak_s, patience_s, on_fail.
+
+        Asked once: a repetition would find the model under way.
+        """
+        return self._json("POST", "/v1/rollouts", patience_s=0.0, **_body(wanted))
+
+    def change_rollout(self, rollout_id: str, change: str, reason: str = "") -> Answer:
+        """Promote, pause, resume or rollback. Asked once: a repetition could promote it twice."""
+        return self._json(
+            "POST",
+            f"/v1/rollouts/{_quoted(rollout_id)}/{change}",
+            patience_s=0.0,
+            **_body({"reason": reason}),
+        )
 
     def _pages(self, path: str, what: str, limit: int, wanted: Query) -> Iterator[Answer]:
         cursor: str | None = None
@@ -329,6 +356,11 @@ def _quoted(name: str) -> str:
 
 def _version(name: str, version: str) -> str:
     return f"/v1/models/{_quoted(name)}/versions/{_quoted(version)}"
+
+
+def _body(wanted: Answer) -> Answer:
+    """What is wanted as the body of a request, with its header."""
+    return {"content": json.dumps(wanted).encode(), "headers": {"content-type": "application/json"}}
 
 
 def _said(query: Query) -> dict[str, str | int | float]:

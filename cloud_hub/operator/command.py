@@ -307,6 +307,12 @@ def _models(hub: client.Client, arguments: argparse.Namespace) -> int:
     return models.run(hub, arguments)
 
 
+def _rollout(hub: client.Client, arguments: argparse.Namespace) -> int:
+    from cloud_hub.operator import rollouts
+
+    return rollouts.run(hub, arguments)
+
+
 def _say(shown: RenderableType) -> None:
     from cloud_hub.operator import show
 
@@ -331,6 +337,7 @@ RUN: Final[dict[str, Callable[[client.Client, argparse.Namespace], int]]] = {
     "retry": _retry,
     "queues": _queues,
     "models": _models,
+    "rollout": _rollout,
     "drain": _draining,
     "cordon": _draining,
     "resume": _draining,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
-from cloud_hub.operator import model_options
+from cloud_hub.operator import model_options, rollout_options
 
 DEFAULT_HUB: Final = "http://127.0.0.1:8080"
 WAIT_S: Final = 300.0
@@ -30,6 +30,7 @@ examples:
   backhaul drain lyon-press/press-a --within 60s
   backhaul models push models/surface-defects --key release.pem
   backhaul models serve surface-defects@1.3.0 --where site=lyon-press
+  backhaul rollout start surface-defects@1.4.0 --stages internal,5%,25%,100% --watch
 
 `backhaul COMMAND --help` tells more. The hub is found by --hub or BACKHAUL_HUB.
 """
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     _add_queues(add)
     _add_fleet(add)
     model_options.add(add, _everywhere)
+    rollout_options.add(add, _everywhere, seconds)
     commands.add_parser(
         "demo", help="the whole system on this machine, with simulated cameras", add_help=False
     )
