@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -123,6 +123,10 @@ class Engine:
         """Serve it to nobody who comes now; tasks that came before still run on it."""
         self._catalogue.retire(key)
 
+    def prefer(self, versions: Mapping[str, Sequence[str]]) -> None:
+        """Which version of a model serves who names none; see `models.Catalogue.prefer`."""
+        self._catalogue.prefer(versions)
+
     def hide(self, key: models.Key) -> None:
         """Have nothing run on it any more but what runs; to be unloaded then."""
         self._catalogue.remove(key)
@@ -139,7 +143,8 @@ class Engine:
         ]
 
     def find(self, name: str, version: str | None = None) -> models.Model:
-        """The loaded model of that name, the newest unless a version is named; UnknownModel if none."""
+        """The loaded model of that name; without a version the one that serves who names none. Raises
+        UnknownModel."""
         return self._catalogue.resolve(name, version)
 
     def has(self, name: str, version: str | None = None) -> bool:

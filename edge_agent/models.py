@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,7 +146,9 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._models: dict[Key, Model] = {}
-        self._newest: dict[str, Model] = {}
+        self._default: dict[str, Model] = {}
+        """What serves who names no version."""
+        self._preferred: dict[str, tuple[str, ...]] = {}
         self._leaving: dict[Key, Model] = {}
         """Found only for tasks that came before."""
         self._changing = threading.Lock()
@@ -171,16 +173,25 @@ class Catalogue:
                 self._leaving = {**self._leaving, key: model}
                 self._replace(_without(self._models, key))
 
+    def prefer(self, versions: Mapping[str, Sequence[str]]) -> None:
+        """Which version of a model serves who names none: the first of these that is served. Of a model that
+        is not here, or of which none of them is served, it is the newest."""
+        with self._changing:
+            self._preferred = {name: tuple(order) for name, order in versions.items()}
+            self._replace(self._models)
+
     def serves(self, key: Key) -> bool:
         """Whether that version is served to who comes now."""
         return key in self._models
 
     def resolve(self, name: str, version: str | None = None, *, came_before: bool = False) -> Model:
-        """The model of that name, the newest version unless one is named; UnknownModel says what there is.
+        """The model of that name: the version that is named, or else the one that is preferred, or the newest.
+
+        UnknownModel says what there is.
 
         For a task that `came_before`, a version that has retired serves where no other can.
         """
-        model = self._newest.get(name) if version is None else self._models.get(Key(name, version))
+        model = self._default.get(name) if version is None else self._models.get(Key(name, version))
         if model is None and came_before:
             fitting = (one for one in self._leaving.values() if one.name == name)
             model = next((one for one in fitting if version in (None, one.version)), None)
@@ -199,7 +210,12 @@ class Catalogue:
     def _replace(self, models: dict[Key, Model]) -> None:
         # Whole dictionaries are swapped, never changed, so that readers need no lock.
         ordered = sorted(models.values(), key=lambda model: version_order(model.version))
-        self._newest = {model.name: model for model in ordered}
+        default = {model.name: model for model in ordered}
+        for name, order in self._preferred.items():
+            served = (models[key] for version in order if (key := Key(name, version)) in models)
+            if (first := next(served, None)) is not None:
+                default[name] = first
+        self._default = default
         self._models = models
 
 

@@ -256,6 +256,27 @@ def test_a_catalogue_finds_the_newest_unless_a_version_is_named(tmp_path: Path) 
     assert len(catalogue) == 2
 
 
+def test_who_names_no_version_gets_the_preferred_one_that_is_served(tmp_path: Path) -> None:
+    """Not the newest: the first of those that are preferred, before and after any of them comes or goes."""
+    catalogue = models.Catalogue()
+    catalogue.prefer({"mean": ("2", "1"), "other": ("1",)})
+    versions = {
+        version: models.load(packages.write_scorer(tmp_path / version, version=version)) for version in "123"
+    }
+    catalogue.add(versions["1"])
+    catalogue.add(versions["3"])
+    assert catalogue.resolve("mean") is versions["1"]
+    catalogue.add(versions["2"])
+    assert catalogue.resolve("mean") is versions["2"]
+    assert catalogue.resolve("mean", "3") is versions["3"]
+    catalogue.prefer({"mean": ("1", "2")})
+    assert catalogue.resolve("mean") is versions["1"]
+    catalogue.retire(models.Key("mean", "1"))
+    assert catalogue.resolve("mean") is versions["2"]
+    catalogue.prefer({})
+    assert catalogue.resolve("mean") is versions["3"], "of what nobody prefers it is the newest"
+
+
 def test_an_unknown_model_is_told_with_what_there_is(tmp_path: Path) -> None:
     """The error names what was asked for, and what is served instead."""
     catalogue = models.Catalogue()
