@@ -58,6 +58,25 @@ class LaneReport(msgspec.Struct, kw_only=True):
     acknowledged: int
 
 
+class TrialReport(msgspec.Struct, kw_only=True):
+    """How an agent stands with the new version of a rollout that exposes it."""
+
+    rollout: str
+    """Its id, as a UUID is written."""
+    state: str
+    """A `shared.rollouts.trials.State`, or a word that a newer agent has for it."""
+    reason: str = ""
+    """Why it was refused or rolled back here."""
+    compared: int = 0
+    """Shadowed jobs with an outcome of both versions."""
+    agreed: int = 0
+    """Those of them on which both gave the same."""
+    shadow_failed: int = 0
+    """Those of them that failed on the new version alone."""
+    shadow_dropped: int = 0
+    """Jobs that were to be shadowed and were not, since the agent had other work or no room for more."""
+
+
 class Telemetry(msgspec.Struct, kw_only=True):
     """What an agent says of itself every few seconds, and at once when its capacity changes."""
 
@@ -71,6 +90,8 @@ class Telemetry(msgspec.Struct, kw_only=True):
     models: list[ModelReport] = []
     leases: list[LeaseReport] = []
     lanes: list[LaneReport] = []
+    trials: list[TrialReport] = []
+    """Of the rollouts that expose it."""
     queued: int = 0
     """Tasks waiting here, of devices and of the hub."""
     queued_items: int = 0

@@ -1,0 +1,1 @@
+"""Rollouts as the hub leads them: the policy (pure), and the conductor that gathers and applies."""
