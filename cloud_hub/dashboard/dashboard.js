@@ -5,6 +5,7 @@ import { showAttention, showFleet } from "./fleet.js";
 import { seconds } from "./format.js";
 import { showQueues } from "./queues.js";
 import { showParts, showRail } from "./rail.js";
+import { showRollouts } from "./rollouts.js";
 import { Stream } from "./stream.js";
 import { showTasks } from "./tasks.js";
 
@@ -27,6 +28,7 @@ function draw() {
   showRail(now.fleet);
   showFleet(now.fleet, filter, announce);
   showAttention(now.fleet);
+  showRollouts(now.fleet.rollouts ?? [], now.fleet.at, announce);
   showQueues(now.fleet.queues, now.fleet.queue_count);
   if (now.tasks) showTasks(now.tasks, now.fleet.tasks.states);
   say(byId("hub-time"), `Hub ${now.fleet.at.slice(0, 19).replace("T", " ")} UTC`);

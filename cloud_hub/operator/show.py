@@ -175,7 +175,7 @@ def columns(*titles: str) -> Table:
         if title.startswith(">"):
             table.add_column(title[1:], justify="right", no_wrap=True)
         else:
-            table.add_column(title, overflow="fold", no_wrap=title == "Task")
+            table.add_column(title, overflow="fold", no_wrap=title in ("Task", "Rollout"))
     return table
 
 

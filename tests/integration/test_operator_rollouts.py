@@ -81,9 +81,9 @@ def judgement(gate: str = "errors<=1%", verdict: str = "passed", **said: Any) ->
     return {
         "gate": gate,
         "verdict": verdict,
-        "value": 0.002,
+        "value": 0.2,
         "evidence": 540,
-        "said": "0.2 % of 540 results failed",
+        "said": "errors 0.2% of 540 results, within errors<=1%",
         "needed": True,
     } | said
 
@@ -253,7 +253,7 @@ async def test_a_rollout_is_shown_stage_by_stage(played: Played) -> None:
         "✓ internal 2 2 540",
         "▶ 5% 7 6 57 1 of 1 passed",
         "100% 140 0",
-        "errors<=1% passed 540 0.2 % of 540 results failed",
+        "errors<=1% passed 540 errors 0.2% of 540 results, within errors<=1%",
         "lyon/press-a online serve ready 51",
         "gdansk/jetson offline serve fetching 6",
         "2026-01-05 08:00:00 UTC promoted 5% policy all gates hold",
