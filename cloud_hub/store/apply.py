@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
 
-from cloud_hub.store import copy, ends, ids, pool, sql, verdicts
+from cloud_hub.store import copy, ends, ids, pool, sql, tallies, verdicts
 from shared import wire
 from shared.tasks import DEFAULT_QUEUE, State
 
@@ -28,11 +28,16 @@ class Applied:
     """Shadowed rows with another label or outcome than the recorded one."""
 
 
-async def results(connection: pool.Connection, agent_id: int, batch: pa.RecordBatch) -> Applied:
+async def results(
+    connection: pool.Connection,
+    agent_id: int,
+    batch: pa.RecordBatch,
+    watched: Mapping[str, tallies.Watch] | None = None,
+) -> Applied:
     """Record result rows (wire.RESULTS); the first committed row of a (task, item) wins.
 
     A clash is rare, so the rows go straight into the table; only when one clashes the batch goes by
-    a staging table, row by row.
+    a staging table, row by row. `watched`: models that are being rolled out, for which those rows count.
     """
     rows = copy.with_constant(batch, "agent_id", agent_id, pa.int32())
     await connection.execute("SAVEPOINT straight")
@@ -40,21 +45,31 @@ async def results(connection: pool.Connection, agent_id: int, batch: pa.RecordBa
         await copy.copy_in(connection, "results", rows)
     except psycopg.errors.UniqueViolation:
         await connection.execute("ROLLBACK TO SAVEPOINT straight")
-        return await _staged_results(connection, rows)
-    await connection.execute("RELEASE SAVEPOINT straight")
-    return Applied(inserted=batch.num_rows, shadowed=0)
+        recorded, applied = await _staged_results(connection, rows)
+    else:
+        await connection.execute("RELEASE SAVEPOINT straight")
+        recorded, applied = rows, Applied(inserted=rows.num_rows, shadowed=0)
+    if watched:
+        await tallies.count(connection, agent_id, recorded, watched)
+    return applied
 
 
-async def _staged_results(connection: pool.Connection, rows: pa.RecordBatch) -> Applied:
-    """Record those rows that are the first of their key, and set the others beside what is there."""
+async def _staged_results(
+    connection: pool.Connection, rows: pa.RecordBatch
+) -> tuple[pa.RecordBatch, Applied]:
+    """Record those rows that are the first of their key, and set the others beside what is there.
+
+    Returns the recorded ones too.
+    """
     await connection.execute(_SQL["stage_results"])
     positions = pa.array(range(rows.num_rows), pa.int32())
     await copy.copy_in(connection, "staged_results", rows.append_column("position", positions))
-    inserted = (await connection.execute(_SQL["insert_staged"])).rowcount
+    inserted = await (await connection.execute(_SQL["insert_staged"])).fetchall()
+    recorded = rows.take(pa.array([position for (position,) in inserted], pa.int32()))
     row = await (await connection.execute(_SQL["shadow_staged"])).fetchone()
     assert row is not None
     shadowed, disagreed = row
-    return Applied(inserted, shadowed, disagreed)
+    return recorded, Applied(recorded.num_rows, shadowed, disagreed)
 
 
 async def attempts(connection: pool.Connection, agent_id: int, batch: pa.RecordBatch) -> ends.Outcome:

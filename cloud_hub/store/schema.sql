@@ -383,3 +383,72 @@ CREATE TABLE targets (
     PRIMARY KEY (model, selector),
     FOREIGN KEY (model, version) REFERENCES models (name, version)
 );
+
+-- Rollouts -----------------------------------------------------------------------------------------
+
+-- The staged change of a model's version for the agents that a selector fits. What it takes them to must
+-- not be removed while it does (`held`); what it takes them from is held by their target.
+CREATE TABLE rollouts (
+    rollout_id  uuid PRIMARY KEY,
+    model       text NOT NULL,
+    version     text NOT NULL,
+    previous    text,  -- what the target of this selector says; null: there is none
+    selector    text NOT NULL DEFAULT '',
+    stages      jsonb NOT NULL,  -- texts, as shared/rollouts/stages.py reads them
+    gates       jsonb NOT NULL,  -- texts, as shared/rollouts/gates.py reads them
+    min_results integer NOT NULL,
+    soak_s      double precision NOT NULL,
+    patience_s  double precision,
+    on_fail     text NOT NULL,
+    state       text NOT NULL DEFAULT 'running',
+    stage       integer NOT NULL DEFAULT 0,
+    stage_since timestamptz NOT NULL DEFAULT now(),
+    started_at  timestamptz NOT NULL DEFAULT now(),
+    ended_at    timestamptz,
+    reason      text NOT NULL DEFAULT '',  -- of the last step
+    compared    jsonb NOT NULL DEFAULT '{}',  -- [compared, agreed] by agent, when the stage began
+    held        text GENERATED ALWAYS AS (CASE WHEN ended_at IS NULL THEN version END) STORED,
+    FOREIGN KEY (model, held) REFERENCES models (name, version),
+    CONSTRAINT rollouts_state CHECK (state IN ('running', 'paused', 'completed', 'rolled_back')),
+    CONSTRAINT rollouts_ended CHECK ((ended_at IS NOT NULL) = (state IN ('completed', 'rolled_back'))),
+    CONSTRAINT rollouts_stages CHECK (jsonb_typeof(stages) = 'array' AND jsonb_typeof(gates) = 'array'),
+    CONSTRAINT rollouts_stage CHECK (stage >= 0 AND stage < jsonb_array_length(stages)),
+    CONSTRAINT rollouts_numbers CHECK (min_results >= 1 AND soak_s >= 0 AND patience_s > 0),
+    CONSTRAINT rollouts_on_fail CHECK (on_fail IN ('roll_back', 'pause'))
+) WITH (fillfactor = 50);
+
+CREATE UNIQUE INDEX rollouts_active ON rollouts (model) WHERE ended_at IS NULL;
+CREATE INDEX rollouts_held ON rollouts (model, held) WHERE held IS NOT NULL;
+
+-- Every step of a rollout, numbered from 1, with what was seen of its stage then.
+CREATE TABLE rollout_events (
+    rollout_id uuid NOT NULL REFERENCES rollouts,
+    number     integer NOT NULL,
+    at         timestamptz NOT NULL DEFAULT now(),
+    stage      integer NOT NULL,  -- the one that the rollout was in before
+    kind       text NOT NULL,
+    by         text NOT NULL,
+    reason     text NOT NULL DEFAULT '',
+    evidence   jsonb,
+    PRIMARY KEY (rollout_id, number),
+    CONSTRAINT rollout_events_kind CHECK (
+        kind IN ('started', 'promoted', 'paused', 'resumed', 'completed', 'rolled_back')
+    ),
+    CONSTRAINT rollout_events_by CHECK (by IN ('policy', 'operator'))
+);
+
+-- What the two versions of a rollout did on each agent while a stage lasted; stage -1: before it began.
+-- Counted in the transactions that record the results, and so exactly once.
+CREATE TABLE rollout_tallies (
+    rollout_id uuid NOT NULL REFERENCES rollouts,
+    stage      integer NOT NULL,
+    agent_id   integer NOT NULL REFERENCES agents,
+    version    text NOT NULL,
+    items      bigint NOT NULL DEFAULT 0,
+    failed     bigint NOT NULL DEFAULT 0,
+    run_us     bigint[] NOT NULL DEFAULT '{}',  -- a histogram: shared/rollouts/measures.py has its bounds
+    labels     jsonb NOT NULL DEFAULT '{}',
+    PRIMARY KEY (rollout_id, stage, agent_id, version),
+    CONSTRAINT rollout_tallies_stage CHECK (stage >= -1),
+    CONSTRAINT rollout_tallies_items CHECK (failed >= 0 AND failed <= items)
+) WITH (fillfactor = 50);

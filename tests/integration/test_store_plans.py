@@ -86,6 +86,9 @@ OTHERS = [
     ("outgoing", "chunks"),
     ("lanes", "acknowledge"),
     ("tasks", "claim"),
+    ("tallies", "lock"),
+    ("tallies", "put"),
+    ("tallies", "before"),
 ]
 
 

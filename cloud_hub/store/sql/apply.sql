@@ -26,7 +26,8 @@ inserted AS (
 )
 DELETE FROM staged_results s
 USING firsts f JOIN inserted i USING (task_id, item)
-WHERE s.position = f.position;
+WHERE s.position = f.position
+RETURNING s.position;
 
 -- name: shadow_staged
 -- What is left is compared with what is there, this batch's own rows among it.

@@ -1,0 +1,317 @@
+"""Rollouts: the staged changes of a model's version, each step of theirs a row of its history.
+
+A step is written only from the state and stage that whoever decided on it has seen: of a policy and an
+operator who decide at one moment one is too late, and learns it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import psycopg
+
+from cloud_hub.store import ids, pool, sql, targets
+from shared import tasks
+from shared.rollouts import gates, stages
+
+CHANGES: Final = 3
+"""The class of advisory locks by which those who change a model's targets wait for each other
+(queues.ADMISSION)."""
+
+_SQL: Final = sql.load("rollouts")
+_MANY: Final = 10_000
+
+
+class State(enum.StrEnum):
+    """Where a rollout is in its life."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    """What agents were told stays; nothing is judged."""
+    COMPLETED = "completed"
+    """The target says the new version."""
+    ROLLED_BACK = "rolled_back"
+    """The target says what it said before."""
+
+
+class Kind(enum.StrEnum):
+    """What can happen to a rollout."""
+
+    STARTED = "started"
+    PROMOTED = "promoted"
+    """To the next stage."""
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    COMPLETED = "completed"
+    ROLLED_BACK = "rolled_back"
+
+
+class By(enum.StrEnum):
+    """Who decided on a step."""
+
+    POLICY = "policy"
+    OPERATOR = "operator"
+
+
+class OnFail(enum.StrEnum):
+    """What the policy does when a gate fails."""
+
+    ROLL_BACK = "roll_back"
+    PAUSE = "pause"
+
+
+class Underway(Exception):
+    """The model has a rollout that has not ended."""
+
+
+class Moved(Exception):
+    """The rollout is no longer in the state and stage that the step was decided on for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a rollout is to do."""
+
+    model: str
+    version: str
+    """The one that the agents are to serve in the end."""
+    selector: str
+    """As `selectors.normal` writes it; empty: all agents."""
+    stages: tuple[stages.Stage, ...]
+    gates: tuple[gates.Gate, ...]
+    min_results: int
+    """Of the new version in a stage, before the stage is judged."""
+    soak_s: float
+    """How long a stage lasts at least."""
+    patience_s: float | None
+    """After which a stage that has not passed is paused; None: never."""
+    on_fail: OnFail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A rollout, as it stands."""
+
+    rollout_id: bytes
+    plan: Plan
+    previous: str | None
+    """The version that the selector's target said when it began; None: there was none."""
+    state: State
+    stage: int
+    """The one that it is in, or ended in; from 0."""
+    stage_since: datetime
+    started_at: datetime
+    ended_at: datetime | None
+    reason: str
+    """Of the latest step, in words."""
+    compared: Mapping[str, tuple[int, int]]
+    """By agent: how many results it had compared, and how many agreed, when the stage began."""
+
+    @property
+    def name(self) -> str:
+        """The id as people write it."""
+        return tasks.format_id(self.rollout_id)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no stage comes after the one that it is in."""
+        return self.stage == len(self.plan.stages) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A step that was taken."""
+
+    at: datetime
+    stage: int
+    """The one that the rollout was in before."""
+    kind: Kind
+    by: By
+    reason: str
+    evidence: bytes | None
+    """JSON: what was seen of the stage then."""
+
+
+async def hold(connection: pool.Connection, model: str) -> None:
+    """Wait until nobody else starts a rollout of `model` or changes its targets, until the commit."""
+    await connection.execute(_SQL["hold"], {"class": CHANGES, "model": model})
+
+
+async def start(
+    connection: pool.Connection, plan: Plan, compared: Mapping[str, tuple[int, int]], reason: str = ""
+) -> bytes:
+    """Begin a rollout; its id. Raises targets.UnknownVersion, or Underway."""
+    await hold(connection, plan.model)
+    rollout_id = tasks.new_id()
+    try:
+        await connection.execute(
+            _SQL["start"],
+            {
+                "rollout_id": ids.Id(rollout_id),
+                "model": plan.model,
+                "version": plan.version,
+                "selector": plan.selector,
+                "stages": _json([str(stage) for stage in plan.stages]),
+                "gates": _json([str(gate) for gate in plan.gates]),
+                "min_results": plan.min_results,
+                "soak_s": plan.soak_s,
+                "patience_s": plan.patience_s,
+                "on_fail": plan.on_fail.value,
+                "compared": _json(compared),
+            },
+        )
+    except psycopg.errors.ForeignKeyViolation:
+        raise targets.UnknownVersion(f"{plan.model}@{plan.version}") from None
+    except psycopg.errors.UniqueViolation:
+        raise Underway(plan.model) from None
+    await connection.execute(_SQL["begin_history"], {"rollout_id": ids.Id(rollout_id), "reason": reason})
+    return rollout_id
+
+
+async def find(connection: pool.Connection, rollout_id: bytes) -> Rollout | None:
+    row = await (await connection.execute(_SQL["find"], {"rollout_id": ids.Id(rollout_id)})).fetchone()
+    return None if row is None else _rollout(row)
+
+
+async def every(
+    connection: pool.Connection, model: str | None = None, state: State | None = None, limit: int = _MANY
+) -> list[Rollout]:
+    """Rollouts of all models or of one, the active ones first, then those that ended last."""
+    asked = {"model": model, "state": state and state.value, "limit": limit}
+    return [_rollout(row) for row in await (await connection.execute(_SQL["list"], asked)).fetchall()]
+
+
+async def active(connection: pool.Connection) -> list[Rollout]:
+    """Those that have not ended, by model: one of each at most."""
+    return [_rollout(row) for row in await (await connection.execute(_SQL["active"])).fetchall()]
+
+
+async def counts(connection: pool.Connection) -> dict[State, int]:
+    """How many rollouts there are in each state."""
+    found = await (await connection.execute(_SQL["counts"])).fetchall()
+    return {State(state): count for state, count in found}
+
+
+async def events(connection: pool.Connection, rollout_ids: Collection[bytes]) -> dict[bytes, list[Event]]:
+    """The steps of each rollout, the first one first."""
+    cursor = await connection.execute(_SQL["events"], {"rollout_ids": ids.array(rollout_ids)})
+    found: defaultdict[bytes, list[Event]] = defaultdict(list)
+    for rollout_id, at, stage, kind, by, reason, evidence in await cursor.fetchall():
+        found[rollout_id].append(
+            Event(
+                at=at,
+                stage=stage,
+                kind=Kind(kind),
+                by=By(by),
+                reason=reason,
+                evidence=None if evidence is None else evidence.encode(),
+            )
+        )
+    return found
+
+
+async def take(
+    connection: pool.Connection,
+    rollout: Rollout,
+    kind: Kind,
+    by: By,
+    reason: str,
+    *,
+    evidence: bytes | None = None,
+    compared: Mapping[str, tuple[int, int]] | None = None,
+) -> None:
+    """Take a step from where `rollout` stands; completing it writes the target too. Raises Moved.
+
+    `evidence`: JSON, what was seen of the stage. `compared`: as of the rollout, where a stage begins.
+    """
+    after = _AFTER[kind]
+    changed = await connection.execute(
+        _SQL["change"],
+        {
+            "rollout_id": ids.Id(rollout.rollout_id),
+            "from_state": rollout.state.value,
+            "from_stage": rollout.stage,
+            "state": after.value,
+            "stage": rollout.stage + (kind is Kind.PROMOTED),
+            "anew": kind in (Kind.PROMOTED, Kind.RESUMED),
+            "ends": after in ENDED,
+            "kind": kind.value,
+            "by": by.value,
+            "reason": reason,
+            "evidence": None if evidence is None else evidence.decode(),
+            "compared": None if compared is None else _json(compared),
+        },
+    )
+    if not changed.rowcount:
+        raise Moved(f"the rollout {rollout.name} has moved on")
+    if kind is Kind.COMPLETED:
+        await targets.put(connection, rollout.plan.model, rollout.plan.selector, rollout.plan.version)
+
+
+ENDED: Final = frozenset({State.COMPLETED, State.ROLLED_BACK})
+
+_AFTER: Final = {
+    Kind.STARTED: State.RUNNING,
+    Kind.PROMOTED: State.RUNNING,
+    Kind.PAUSED: State.PAUSED,
+    Kind.RESUMED: State.RUNNING,
+    Kind.COMPLETED: State.COMPLETED,
+    Kind.ROLLED_BACK: State.ROLLED_BACK,
+}
+"""The state that a step leads to."""
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _rollout(row: tuple[Any, ...]) -> Rollout:
+    (
+        rollout_id,
+        model,
+        version,
+        previous,
+        selector,
+        said_stages,
+        said_gates,
+        min_results,
+        soak_s,
+        patience_s,
+        on_fail,
+        state,
+        stage,
+        stage_since,
+        started_at,
+        ended_at,
+        reason,
+        compared,
+    ) = row
+    plan = Plan(
+        model=model,
+        version=version,
+        selector=selector,
+        stages=tuple(stages.parse(text) for text in said_stages),
+        gates=tuple(gates.parse(text) for text in said_gates),
+        min_results=min_results,
+        soak_s=soak_s,
+        patience_s=patience_s,
+        on_fail=OnFail(on_fail),
+    )
+    return Rollout(
+        rollout_id=rollout_id,
+        plan=plan,
+        previous=previous,
+        state=State(state),
+        stage=stage,
+        stage_since=stage_since,
+        started_at=started_at,
+        ended_at=ended_at,
+        reason=reason,
+        compared={agent: (found[0], found[1]) for agent, found in compared.items()},
+    )

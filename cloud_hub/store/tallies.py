@@ -1,0 +1,195 @@
+"""What the two versions of a rollout do, counted in the transactions that record their results.
+
+So each result counts exactly once, whatever is sent again and whichever hub takes it. A result that came
+after the first of its item does not count; nor does one that expired or was cancelled before it ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cloud_hub.store import copy, ids, pool, rollouts, sql
+from shared import tasks, topics
+from shared.rollouts import measures
+
+_SQL: Final = sql.load("tallies")
+
+BASELINE: Final = -1
+"""The stage before the first: what the old version did before the rollout began."""
+BEFORE: Final = timedelta(days=1)
+"""So far back the baseline looks…"""
+BASELINE_ROWS: Final = 10_000
+"""…for so many results of the old version…"""
+LOOKED_THROUGH: Final = 100_000
+"""…among so many of the newest of all models: a rollout of a rare one does not read a day of the others."""
+LABEL_CHARACTERS: Final = 200
+"""What of a label tells it apart."""
+
+_RAN: Final = (tasks.Outcome.OK.value, tasks.Outcome.FAILED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Whose results count for a rollout, and where."""
+
+    rollout_id: bytes
+    stage: int
+    versions: tuple[str, ...]
+    """The new one and, if there is one, the old."""
+
+
+class Key(NamedTuple):
+    """What is counted apart."""
+
+    rollout_id: bytes
+    stage: int
+    agent_id: int
+    version: str
+
+
+Counted: TypeAlias = Mapping[Key, measures.Measures]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one version did at one agent while a stage lasted."""
+
+    stage: int
+    agent: str
+    """`site/name`."""
+    version: str
+    measures: measures.Measures
+
+
+def watch(rollout: rollouts.Rollout) -> Watch:
+    """What is to be counted for a rollout as it stands."""
+    versions = (rollout.plan.version, *([rollout.previous] if rollout.previous is not None else []))
+    return Watch(rollout.rollout_id, rollout.stage, versions)
+
+
+async def count(
+    connection: pool.Connection, agent_id: int, rows: pa.RecordBatch, watched: Mapping[str, Watch]
+) -> None:
+    """Count result rows (wire.RESULTS) that an agent sent and that were recorded; `watched`: by model."""
+    if found := tally(agent_id, rows, watched):
+        await _add(connection, found)
+
+
+def tally(agent_id: int, rows: pa.RecordBatch, watched: Mapping[str, Watch]) -> Counted:
+    """What is in result rows of an agent, of the models and versions that are watched."""
+    found: dict[Key, measures.Measures] = {}
+    for model in pc.unique(rows["model"]).to_pylist():
+        if (wanted := watched.get(model)) is None:
+            continue
+        its = rows.filter(pc.equal(rows["model"], model))
+        for version in wanted.versions:
+            measured = measure(its.filter(pc.equal(its["version"], version)))
+            if measured.items:
+                found[Key(wanted.rollout_id, wanted.stage, agent_id, version)] = measured
+    return found
+
+
+def measure(rows: pa.RecordBatch) -> measures.Measures:
+    """What result rows of one version say, column by column."""
+    ran = rows.filter(pc.is_in(rows["outcome"], pa.array(_RAN)))
+    well = ran.filter(pc.equal(ran["outcome"], tasks.Outcome.OK.value))
+    (labels,) = copy.mend(well.select(["label"])).columns
+    said = pc.fill_null(pc.utf8_slice_codeunits(labels, 0, LABEL_CHARACTERS), measures.UNLABELLED)
+    found = measures.Measures(items=ran.num_rows, failed=ran.num_rows - well.num_rows, labels=_counts(said))
+    for number, count in _counts(_buckets(well["run_us"].drop_null())).items():
+        found.run_us[number] = count
+    return found
+
+
+def _buckets(run_us: pa.Array) -> pa.Array:
+    """`measures.bucket` of each."""
+    octaves = pc.log2(pc.max_element_wise(run_us.cast(pa.float64()), 1.0))
+    numbers = pc.floor(pc.multiply(octaves, float(measures.PER_OCTAVE))).cast(pa.int32())
+    return pc.min_element_wise(numbers, pa.scalar(measures.BUCKETS - 1, pa.int32()))
+
+
+def _counts(values: pa.Array) -> dict[Any, int]:
+    return {one["values"]: one["counts"] for one in pc.value_counts(values).to_pylist()}
+
+
+async def baseline(connection: pool.Connection, rollout: rollouts.Rollout) -> None:
+    """Count what the old version did lately, as the stage before the first."""
+    if rollout.previous is None:
+        return
+    cursor = await connection.execute(
+        _SQL["before"],
+        {
+            "since": ids.lowest(datetime.now(UTC) - BEFORE),
+            "model": rollout.plan.model,
+            "version": rollout.previous,
+            "looked_through": LOOKED_THROUGH,
+            "rows": BASELINE_ROWS,
+        },
+    )
+    found: dict[Key, measures.Measures] = {}
+    names = ["agent_id", "outcome", "label", "run_us"]
+    kinds = [pa.int32(), pa.string(), pa.string(), pa.int64()]
+    columns = zip(*await cursor.fetchall(), strict=True)
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=False)]
+    if arrays:
+        rows = pa.RecordBatch.from_arrays(arrays, names=names)
+        for agent_id in pc.unique(rows["agent_id"]).to_pylist():
+            measured = measure(rows.filter(pc.equal(rows["agent_id"], agent_id)))
+            if measured.items:
+                found[Key(rollout.rollout_id, BASELINE, agent_id, rollout.previous)] = measured
+    if found:
+        await _add(connection, found)
+
+
+async def _add(connection: pool.Connection, counted: Counted) -> None:
+    """Add counts to what is there, in one order of rows for everybody."""
+    keys = sorted(counted)
+    where = {
+        "rollout_ids": ids.array(key.rollout_id for key in keys),
+        "stages": [key.stage for key in keys],
+        "agent_ids": [key.agent_id for key in keys],
+        "versions": [key.version for key in keys],
+    }
+    async with connection.pipeline():
+        await connection.execute(_SQL["open"], where)
+        cursor = await connection.execute(_SQL["lock"], where)
+        rows = await cursor.fetchall()
+    changes = []
+    for *key, items, failed, run_us, labels in rows:
+        present = _measures(items, failed, run_us, labels)
+        present.merge(counted[Key(*key)])
+        changes.append(
+            {
+                **Key(*key)._asdict(),
+                "rollout_id": ids.Id(key[0]),
+                "items": present.items,
+                "failed": present.failed,
+                "run_us": present.run_us,
+                "labels": msgspec.json.encode(present.labels).decode(),
+            }
+        )
+    async with connection.cursor() as cursor:
+        await cursor.executemany(_SQL["put"], changes)
+
+
+async def read(connection: pool.Connection, rollout_ids: Collection[bytes]) -> dict[bytes, list[Tally]]:
+    """All that was counted for some rollouts."""
+    found: dict[bytes, list[Tally]] = {rollout_id: [] for rollout_id in rollout_ids}
+    cursor = await connection.execute(_SQL["read"], {"rollout_ids": ids.array(rollout_ids)})
+    for rollout_id, stage, site, name, version, items, failed, run_us, labels in await cursor.fetchall():
+        measured = _measures(items, failed, run_us, labels)
+        found[rollout_id].append(Tally(stage, str(topics.Agent(site, name)), version, measured))
+    return found
+
+
+def _measures(items: int, failed: int, run_us: list[int], labels: dict[str, int]) -> measures.Measures:
+    return measures.Measures(
+        items=items, failed=failed, run_us=run_us or [0] * measures.BUCKETS, labels=labels
+    )
