@@ -63,7 +63,7 @@ class Drift(NamedTuple):
 
     @property
     def likely(self) -> float:
-        """The seen distance less what chance adds: the two add up about as squares, as independent errors do."""
+        """The seen distance less what chance adds: they add up about as squares, like independent errors."""
         return math.sqrt(max(0.0, self.seen**2 - self.by_chance**2))
 
 
@@ -72,9 +72,9 @@ def drift(one: measures.Measures, other: measures.Measures) -> Drift | None:
 
     Few results on many labels look far apart even if both versions are the same. If a share p of the n + m
     results has a label, then the difference of its shares in the two is about normal with the variance
-    p (1 - p) (1/n + 1/m), and its mean size sqrt(2 / pi) times the root of that. One result moves the distance
-    by 1/n or 1/m at most, so it is above its mean by sqrt(ln(1 / risk) / 2 (1/n + 1/m)) with that risk at most.
-    Source: C. McDiarmid, "On the method of bounded differences", Surveys in Combinatorics 1989, 148-188.
+    p (1 - p) (1/n + 1/m), and its mean size sqrt(2 / pi) times the root of that. One result moves the
+    distance by 1/n or 1/m at most, so it is above its mean by sqrt(ln(1 / risk) / 2 (1/n + 1/m)) with that
+    risk at most (C. McDiarmid, "On the method of bounded differences", Surveys in Combinatorics 1989).
     """
     seen = one.drift(other)
     if seen is None:

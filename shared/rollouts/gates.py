@@ -5,10 +5,10 @@
     drift<=0.2            total variation distance between the labels of the two, 0 to 1
     agreement>=95%        shadowed jobs on which both gave the same
 
-A gate PASSED if there are results enough and the measured value is within the limit. It FAILED if the limit
-is beyond what chance explains: outside the value's 95 % interval (`evidence`). Between the two it is OPEN: more
-results will tell. So neither one bad job nor an unlucky dozen takes a version back, and a broken one is seen
-at once.
+A gate PASSED if there are results enough and the measured value is within the limit. It FAILED if the value
+is beyond the limit by more than chance explains: with its whole 95 % interval (`evidence`). Between the two
+it is OPEN, and more results will tell. So neither one bad job nor an unlucky dozen takes a version back,
+and one that is broken is seen at once.
 """
 
 from __future__ import annotations
@@ -148,9 +148,9 @@ def judge(
     """How each gate stands, in their order.
 
     `new` and `old` are of the same agents; `old` is None if there is no old version to compare with.
-    `answering` says whether the new version answers jobs at all, `shadowed` whether any are shadowed (None: if
-    any was compared). A gate that this leaves nothing to judge is not needed; it may still fail by what was
-    measured before.
+    `answering` says whether the new version answers jobs at all, `shadowed` whether any are shadowed (None:
+    if any was compared). A gate that this leaves nothing to judge is not needed; it may still fail by what
+    was measured before.
     """
     shadowed = new.compared > 0 if shadowed is None else shadowed
     judged = []

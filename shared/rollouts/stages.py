@@ -103,9 +103,9 @@ def exposure(
 ) -> Exposure | None:
     """How an agent is exposed by the stages reached so far, the one that runs included; None: not at all.
 
-    `agent` is `site/name`; `labels` include its `site` and `agent`, as everywhere for selectors. The strongest
-    stage counts: to serve before to split, and that before to shadow. Of several that split, the largest share
-    and all tags.
+    `agent` is `site/name`; `labels` include its `site` and `agent`, as everywhere for selectors. The
+    strongest stage counts: to serve before to split, and that before to shadow. Of several that split, the
+    largest share and all tags.
     """
     point = shares.of_agent(rollout_id, agent)
     ours = [
