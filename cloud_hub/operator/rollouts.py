@@ -95,10 +95,9 @@ def _follow(hub: client.Client, rollout_id: str, arguments: argparse.Namespace) 
     told = 0
     last: client.Answer = {}
     for last in _looks(hub, rollout_id):
-        steps = [step for step in last["history"] if step["number"] >= told]
-        told = max([told, *(step["number"] + 1 for step in steps)])
-        for step in steps:
+        for step in last["history"][told:]:
             print(show.line(step) if arguments.json else show_rollouts.step(step), flush=True)
+        told = len(last["history"])
     return STATUS[last["state"]]
 
 

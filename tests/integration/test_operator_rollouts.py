@@ -98,9 +98,8 @@ def progress(stage: int, judgements: tuple[dict[str, Any], ...] = (), **said: An
     } | said
 
 
-def event(number: int, kind: str, reason: str = "", **said: Any) -> dict[str, Any]:
+def event(kind: str, reason: str = "", **said: Any) -> dict[str, Any]:
     return {
-        "number": number,
         "at": AT,
         "kind": kind,
         "stage": 0,
@@ -162,8 +161,8 @@ def rollout(**said: Any) -> dict[str, Any]:
             },
         ],
         "history": [
-            event(0, "started", "asked for", by="operator"),
-            event(1, "promoted", "all gates hold", stage=1),
+            event("started", "asked for", by="operator"),
+            event("promoted", "all gates hold"),
         ],
     } | said
 
@@ -256,7 +255,7 @@ async def test_a_rollout_is_shown_stage_by_stage(played: Played) -> None:
         "errors<=1% passed 540 errors 0.2% of 540 results, within errors<=1%",
         "lyon/press-a online serve ready 51",
         "gdansk/jetson offline serve fetching 6",
-        "2026-01-05 08:00:00 UTC promoted 5% policy all gates hold",
+        "2026-01-05 08:00:00 UTC promoted internal policy all gates hold",
     ):
         assert seen in lines, ran.out
     assert any(line.startswith("agreement>=95% not needed") for line in lines)
@@ -278,7 +277,7 @@ async def test_rollouts_are_listed(played: Played) -> None:
 @pytest.mark.parametrize(("state", "status"), [("completed", 0), ("rolled_back", 1), ("paused", 3)])
 async def test_the_status_of_who_looked_on_is_how_it_ended(played: Played, state: str, status: int) -> None:
     """--watch tells each step once and ends with the rollout, so that a release can wait for it."""
-    ended = rollout(state=state, history=[*rollout()["history"], event(2, state, "drift is 0.4")])
+    ended = rollout(state=state, history=[*rollout()["history"], event(state, "drift is 0.4")])
     played.answers = {f"GET /v1/rollouts/{ID}": [(200, rollout()), (200, ended)]}
     ran = await played.run("show", ID, "--watch")
     assert ran.status == status, ran.err
