@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +40,9 @@ MAX_UNPACKED: Final = 256 << 20
 """Bytes to which an Arrow stream may unpack: a compressed kilobyte can claim gigabytes."""
 MAX_TEXT: Final = 65_535
 """Bytes of each text in the metadata: what an MQTT string or a topic can have."""
+
+MAX_TAG: Final = 256
+"""Characters of a user property by which a version may be chosen."""
 
 
 class Rejected(ValueError):
@@ -74,6 +77,9 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """Comes back in the reply, for devices that speak MQTT 3.1.1."""
     traceparent: str | None = None
     """W3C trace context."""
+    stream: str | None = None
+    """The stream it belongs to, of a model that carries a state from item to item; its device's unless one
+    is named."""
     selector: str | None = None
     """Which agents may run it, by their labels: `site=plant-a,gpu=h100`; for tasks submitted to the hub."""
 
@@ -89,12 +95,26 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str
     payload: bytes
     items: int
+    beside: Mapping[str, Any] = {}
+    """All that was said beside the body, what is no metadata included."""
     client_id: str | None = None
     """The `id` of an Open Inference Protocol request, said again in the reply."""
 
     @property
     def priority(self) -> int:
         return DEFAULT_PRIORITY if self.metadata.priority is None else self.metadata.priority
+
+    def tags(self, keys: Collection[str]) -> dict[str, str]:
+        """The user properties with these names, each a text or a whole number; a field of the metadata is none.
+
+        Of what is too long to be a label, nothing: no rollout can ask for it.
+        """
+        found = {key: self.beside[key] for key in keys if key in self.beside and key not in _FIELDS}
+        return {
+            key: str(value)
+            for key, value in found.items()
+            if isinstance(value, str | int) and len(str(value)) <= MAX_TAG
+        }
 
 
 class _Tensor(msgspec.Struct):
@@ -192,7 +212,13 @@ def parse(
             raise Rejected(f"the address names version {version}, the job {metadata.version}", "version")
         metadata = msgspec.structs.replace(metadata, version=version)
     return Job(
-        model=name, metadata=metadata, content_type=kind, payload=payload, items=items, client_id=client_id
+        model=name,
+        metadata=metadata,
+        content_type=kind,
+        payload=payload,
+        items=items,
+        beside=beside,
+        client_id=client_id,
     )
 
 
@@ -285,6 +311,8 @@ def read_metadata(fields: Mapping[str, Any]) -> Metadata:
         raise Rejected(f"max_attempts {metadata.max_attempts} is more than 100", "max_attempts")
     if metadata.idempotency_key is not None and not 1 <= len(metadata.idempotency_key) <= 200:
         raise Rejected("idempotency_key must have 1 to 200 characters", "idempotency_key")
+    if metadata.stream is not None and not 1 <= len(metadata.stream) <= 200:
+        raise Rejected("stream must have 1 to 200 characters", "stream")
     if metadata.response_topic is not None and (
         not metadata.response_topic or set("+#\0") & set(metadata.response_topic)
     ):

@@ -328,5 +328,6 @@ def _leased(lease: Mapping[str, Any], tag: float, accepted_us: int) -> records.T
         deadline_ms=lease["deadline_ms"],
         accepted_us=accepted_us,
         traceparent=lease["traceparent"],
+        stream=lease.get("stream"),
         payload=lease["payload"],
     )
