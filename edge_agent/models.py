@@ -185,7 +185,7 @@ class Catalogue:
         return key in self._models
 
     def resolve(self, name: str, version: str | None = None, *, came_before: bool = False) -> Model:
-        """The model of that name: the version that is named, or else the one that is preferred, or the newest.
+        """The model of that name: the version that is named, else the preferred one, else the newest.
 
         UnknownModel says what there is.
 

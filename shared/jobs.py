@@ -77,9 +77,6 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """Comes back in the reply, for devices that speak MQTT 3.1.1."""
     traceparent: str | None = None
     """W3C trace context."""
-    stream: str | None = None
-    """The stream it belongs to, of a model that carries a state from item to item; its device's unless one
-    is named."""
     selector: str | None = None
     """Which agents may run it, by their labels: `site=plant-a,gpu=h100`; for tasks submitted to the hub."""
 
@@ -105,9 +102,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return DEFAULT_PRIORITY if self.metadata.priority is None else self.metadata.priority
 
     def tags(self, keys: Collection[str]) -> dict[str, str]:
-        """The user properties with these names, each a text or a whole number; a field of the metadata is none.
-
-        Of what is too long to be a label, nothing: no rollout can ask for it.
+        """The user properties with these names, as text. A field of the metadata is none, nor is what is
+        neither text nor a whole number, or is too long for a label: no rollout can ask for it.
         """
         found = {key: self.beside[key] for key in keys if key in self.beside and key not in _FIELDS}
         return {
@@ -311,8 +307,6 @@ def read_metadata(fields: Mapping[str, Any]) -> Metadata:
         raise Rejected(f"max_attempts {metadata.max_attempts} is more than 100", "max_attempts")
     if metadata.idempotency_key is not None and not 1 <= len(metadata.idempotency_key) <= 200:
         raise Rejected("idempotency_key must have 1 to 200 characters", "idempotency_key")
-    if metadata.stream is not None and not 1 <= len(metadata.stream) <= 200:
-        raise Rejected("stream must have 1 to 200 characters", "stream")
     if metadata.response_topic is not None and (
         not metadata.response_topic or set("+#\0") & set(metadata.response_topic)
     ):

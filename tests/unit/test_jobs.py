@@ -393,3 +393,11 @@ def test_no_damage_breaks_the_door(data: st.DataObject, payload: bytes) -> None:
         broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
     survives("m", bytes(broken))
     survives("m", bytes(broken), jobs.ARROW)
+
+
+def test_tags_are_what_is_said_beside_a_job_and_is_no_metadata() -> None:
+    """From user properties and from a JSON body alike; numbers as text, and nothing that can be no label."""
+    job = jobs.parse("m", PNG, jobs.PNG, {"group": "beta", "queue": "q", "long": "x" * 300})
+    assert job.tags(["group", "queue", "long", "other"]) == {"group": "beta"}
+    body = json.dumps({"image": base64.b64encode(PNG).decode(), "group": "beta", "line": 4, "list": [1]})
+    assert jobs.parse("m", body.encode()).tags(["group", "line", "list"]) == {"group": "beta", "line": "4"}

@@ -442,3 +442,17 @@ asyncio.run(main())
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "False"
+
+
+async def test_a_job_keeps_the_tags_by_which_its_version_is_chosen(tmp_path: Path) -> None:
+    """They are there after a start as well, go with the task, and a task without any leaves nothing more."""
+    async with journals.opened(tmp_path) as book:
+        tagged = await journals.accept(book, tags='{"group":"beta"}')
+        plain = await journals.accept(book)
+        assert journals.peek(tmp_path, "SELECT count(*) FROM tags") == [(1,)]
+    async with journals.opened(tmp_path) as book:
+        waiting = {task.task_id: task.tags for task in await book.waiting(10)}
+        assert waiting == {tagged.task_id: '{"group":"beta"}', plain.task_id: None}
+        assert (await book.find([tagged.task_id]))[tagged.task_id].tags == '{"group":"beta"}'
+        await book.finish([journals.finished(tagged.task_id), journals.finished(plain.task_id)])
+        assert journals.peek(tmp_path, "SELECT count(*) FROM tags") == [(0,)]
