@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 import psycopg
 
+from cloud_hub.rollouts import policy
 from cloud_hub.store import ids, pool, sql, targets
 from shared import tasks
 from shared.rollouts import gates, stages
@@ -59,13 +60,6 @@ class By(enum.StrEnum):
     OPERATOR = "operator"
 
 
-class OnFail(enum.StrEnum):
-    """What the policy does when a gate fails."""
-
-    ROLL_BACK = "roll_back"
-    PAUSE = "pause"
-
-
 class Underway(Exception):
     """The model has a rollout that has not ended."""
 
@@ -91,7 +85,7 @@ class Plan:
     """How long a stage lasts at least."""
     patience_s: float | None
     """After which a stage that has not passed is paused; None: never."""
-    on_fail: OnFail
+    on_fail: policy.OnFail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +94,6 @@ class Rollout:
 
     rollout_id: bytes
     plan: Plan
-    previous: str | None
-    """The version that the selector's target said when it began; None: there was none."""
     state: State
     stage: int
     """The one that it is in, or ended in; from 0."""
@@ -128,6 +120,8 @@ class Rollout:
 class Event:
     """A step that was taken."""
 
+    number: int
+    """From 1."""
     at: datetime
     stage: int
     """The one that the rollout was in before."""
@@ -175,7 +169,8 @@ async def start(
 
 
 async def find(connection: pool.Connection, rollout_id: bytes) -> Rollout | None:
-    row = await (await connection.execute(_SQL["find"], {"rollout_id": ids.Id(rollout_id)})).fetchone()
+    asked = {"rollout_id": ids.Id(rollout_id), "model": None, "state": None, "limit": 1}
+    row = await (await connection.execute(_SQL["list"], asked)).fetchone()
     return None if row is None else _rollout(row)
 
 
@@ -183,13 +178,19 @@ async def every(
     connection: pool.Connection, model: str | None = None, state: State | None = None, limit: int = _MANY
 ) -> list[Rollout]:
     """Rollouts of all models or of one, the active ones first, then those that ended last."""
-    asked = {"model": model, "state": state and state.value, "limit": limit}
+    asked = {"rollout_id": None, "model": model, "state": state and state.value, "limit": limit}
     return [_rollout(row) for row in await (await connection.execute(_SQL["list"], asked)).fetchall()]
 
 
 async def active(connection: pool.Connection) -> list[Rollout]:
     """Those that have not ended, by model: one of each at most."""
     return [_rollout(row) for row in await (await connection.execute(_SQL["active"])).fetchall()]
+
+
+async def moves(connection: pool.Connection, model: str, selector: str) -> bool:
+    """Whether a rollout is under way that will write the target of this selector. Ask it under `hold`."""
+    row = await (await connection.execute(_SQL["moves"], {"model": model, "selector": selector})).fetchone()
+    return row == (True,)
 
 
 async def counts(connection: pool.Connection) -> dict[State, int]:
@@ -202,9 +203,10 @@ async def events(connection: pool.Connection, rollout_ids: Collection[bytes]) ->
     """The steps of each rollout, the first one first."""
     cursor = await connection.execute(_SQL["events"], {"rollout_ids": ids.array(rollout_ids)})
     found: defaultdict[bytes, list[Event]] = defaultdict(list)
-    for rollout_id, at, stage, kind, by, reason, evidence in await cursor.fetchall():
+    for rollout_id, number, at, stage, kind, by, reason, evidence in await cursor.fetchall():
         found[rollout_id].append(
             Event(
+                number=number,
                 at=at,
                 stage=stage,
                 kind=Kind(kind),
@@ -276,7 +278,6 @@ def _rollout(row: tuple[Any, ...]) -> Rollout:
         rollout_id,
         model,
         version,
-        previous,
         selector,
         said_stages,
         said_gates,
@@ -301,12 +302,11 @@ def _rollout(row: tuple[Any, ...]) -> Rollout:
         min_results=min_results,
         soak_s=soak_s,
         patience_s=patience_s,
-        on_fail=OnFail(on_fail),
+        on_fail=policy.OnFail(on_fail),
     )
     return Rollout(
         rollout_id=rollout_id,
         plan=plan,
-        previous=previous,
         state=State(state),
         stage=stage,
         stage_since=stage_since,

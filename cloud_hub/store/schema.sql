@@ -387,12 +387,11 @@ CREATE TABLE targets (
 -- Rollouts -----------------------------------------------------------------------------------------
 
 -- The staged change of a model's version for the agents that a selector fits. What it takes them to must
--- not be removed while it does (`held`); what it takes them from is held by their target.
+-- not be removed while it does (`held`); what it takes them from is held by their targets.
 CREATE TABLE rollouts (
     rollout_id  uuid PRIMARY KEY,
     model       text NOT NULL,
     version     text NOT NULL,
-    previous    text,  -- what the target of this selector says; null: there is none
     selector    text NOT NULL DEFAULT '',
     stages      jsonb NOT NULL,  -- texts, as shared/rollouts/stages.py reads them
     gates       jsonb NOT NULL,  -- texts, as shared/rollouts/gates.py reads them

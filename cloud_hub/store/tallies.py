@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloud_hub.store import copy, ids, pool, rollouts, sql
+from cloud_hub.store import arrow, copy, ids, pool, rollouts, sql, targets
 from shared import tasks, topics
 from shared.rollouts import measures
 
@@ -26,12 +26,22 @@ BASELINE: Final = -1
 BEFORE: Final = timedelta(days=1)
 """So far back the baseline looks…"""
 BASELINE_ROWS: Final = 10_000
-"""…for so many results of the old version…"""
+"""…for so many results of the old versions…"""
 LOOKED_THROUGH: Final = 100_000
 """…among so many of the newest of all models: a rollout of a rare one does not read a day of the others."""
 LABEL_CHARACTERS: Final = 200
 """What of a label tells it apart."""
 
+_BASELINE: Final = pa.schema(
+    [
+        ("agent_id", pa.int32()),
+        ("model", pa.string()),
+        ("version", pa.string()),
+        ("outcome", pa.string()),
+        ("label", pa.string()),
+        ("run_us", pa.int64()),
+    ]
+)
 _RAN: Final = (tasks.Outcome.OK.value, tasks.Outcome.FAILED.value)
 
 
@@ -41,8 +51,8 @@ class Watch:
 
     rollout_id: bytes
     stage: int
-    versions: tuple[str, ...]
-    """The new one and, if there is one, the old."""
+    versions: frozenset[str]
+    """The new one, and all that targets of the model name."""
 
 
 class Key(NamedTuple):
@@ -68,9 +78,15 @@ class Tally:
     measures: measures.Measures
 
 
-def watch(rollout: rollouts.Rollout) -> Watch:
-    """What is to be counted for a rollout as it stands."""
-    versions = (rollout.plan.version, *([rollout.previous] if rollout.previous is not None else []))
+async def watched(connection: pool.Connection) -> dict[str, Watch]:
+    """What is to be counted now, by model."""
+    active = await rollouts.active(connection)
+    return {rollout.plan.model: await _watch(connection, rollout) for rollout in active}
+
+
+async def _watch(connection: pool.Connection, rollout: rollouts.Rollout) -> Watch:
+    aims = await targets.every(connection, rollout.plan.model)
+    versions = frozenset({rollout.plan.version, *(aim.version for aim in aims)})
     return Watch(rollout.rollout_id, rollout.stage, versions)
 
 
@@ -89,7 +105,7 @@ def tally(agent_id: int, rows: pa.RecordBatch, watched: Mapping[str, Watch]) -> 
         if (wanted := watched.get(model)) is None:
             continue
         its = rows.filter(pc.equal(rows["model"], model))
-        for version in wanted.versions:
+        for version in wanted.versions.intersection(pc.unique(its["version"]).to_pylist()):
             measured = measure(its.filter(pc.equal(its["version"], version)))
             if measured.items:
                 found[Key(wanted.rollout_id, wanted.stage, agent_id, version)] = measured
@@ -120,30 +136,26 @@ def _counts(values: pa.Array) -> dict[Any, int]:
 
 
 async def baseline(connection: pool.Connection, rollout: rollouts.Rollout) -> None:
-    """Count what the old version did lately, as the stage before the first."""
-    if rollout.previous is None:
+    """Count what the versions that agents are to serve did lately, as the stage before the first."""
+    versions = (await _watch(connection, rollout)).versions - {rollout.plan.version}
+    if not versions:
         return
     cursor = await connection.execute(
         _SQL["before"],
         {
             "since": ids.lowest(datetime.now(UTC) - BEFORE),
             "model": rollout.plan.model,
-            "version": rollout.previous,
+            "versions": list(versions),
             "looked_through": LOOKED_THROUGH,
             "rows": BASELINE_ROWS,
         },
     )
     found: dict[Key, measures.Measures] = {}
-    names = ["agent_id", "outcome", "label", "run_us"]
-    kinds = [pa.int32(), pa.string(), pa.string(), pa.int64()]
-    columns = zip(*await cursor.fetchall(), strict=True)
-    arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=False)]
-    if arrays:
-        rows = pa.RecordBatch.from_arrays(arrays, names=names)
-        for agent_id in pc.unique(rows["agent_id"]).to_pylist():
-            measured = measure(rows.filter(pc.equal(rows["agent_id"], agent_id)))
-            if measured.items:
-                found[Key(rollout.rollout_id, BASELINE, agent_id, rollout.previous)] = measured
+    rows = arrow.batch(_BASELINE, await cursor.fetchall())
+    watched = Watch(rollout.rollout_id, BASELINE, versions)
+    for agent_id in pc.unique(rows["agent_id"]).to_pylist():
+        its = rows.filter(pc.equal(rows["agent_id"], agent_id))
+        found |= tally(agent_id, its, {rollout.plan.model: watched})
     if found:
         await _add(connection, found)
 

@@ -4,7 +4,6 @@ CREATE TABLE rollouts (
     rollout_id  uuid PRIMARY KEY,
     model       text NOT NULL,
     version     text NOT NULL,
-    previous    text,
     selector    text NOT NULL DEFAULT '',
     stages      jsonb NOT NULL,
     gates       jsonb NOT NULL,

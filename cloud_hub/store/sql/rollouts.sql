@@ -4,37 +4,29 @@ SELECT pg_advisory_xact_lock(%(class)s, hashtext(%(model)s::text));
 
 -- name: start
 INSERT INTO rollouts (
-    rollout_id, model, version, previous, selector, stages, gates, min_results, soak_s, patience_s, on_fail,
-    compared
+    rollout_id, model, version, selector, stages, gates, min_results, soak_s, patience_s, on_fail, compared
 )
 VALUES (
-    %(rollout_id)s, %(model)s, %(version)s,
-    (SELECT version FROM targets WHERE model = %(model)s AND selector = %(selector)s),
-    %(selector)s, %(stages)s::jsonb, %(gates)s::jsonb, %(min_results)s, %(soak_s)s, %(patience_s)s, %(on_fail)s,
-    %(compared)s::jsonb
+    %(rollout_id)s, %(model)s, %(version)s, %(selector)s, %(stages)s::jsonb, %(gates)s::jsonb, %(min_results)s,
+    %(soak_s)s, %(patience_s)s, %(on_fail)s, %(compared)s::jsonb
 );
 
--- name: find
-SELECT
-    rollout_id, model, version, previous, selector, stages, gates, min_results, soak_s, patience_s, on_fail,
-    state, stage, stage_since, started_at, ended_at, reason, compared
-FROM rollouts
-WHERE rollout_id = %(rollout_id)s;
-
 -- name: list
--- The active ones first, then those that ended last.
+-- Of a model, in a state, or the one; the active ones first, then those that ended last.
 SELECT
-    rollout_id, model, version, previous, selector, stages, gates, min_results, soak_s, patience_s, on_fail,
-    state, stage, stage_since, started_at, ended_at, reason, compared
+    rollout_id, model, version, selector, stages, gates, min_results, soak_s, patience_s, on_fail, state, stage,
+    stage_since, started_at, ended_at, reason, compared
 FROM rollouts
-WHERE (%(model)s::text IS NULL OR model = %(model)s) AND (%(state)s::text IS NULL OR state = %(state)s)
+WHERE (%(rollout_id)s::uuid IS NULL OR rollout_id = %(rollout_id)s)
+    AND (%(model)s::text IS NULL OR model = %(model)s) AND (%(state)s::text IS NULL OR state = %(state)s)
 ORDER BY ended_at DESC NULLS FIRST, rollout_id DESC
 LIMIT %(limit)s;
 
 -- name: active
+-- Asked for again and again: read off the index that holds no others.
 SELECT
-    rollout_id, model, version, previous, selector, stages, gates, min_results, soak_s, patience_s, on_fail,
-    state, stage, stage_since, started_at, ended_at, reason, compared
+    rollout_id, model, version, selector, stages, gates, min_results, soak_s, patience_s, on_fail, state, stage,
+    stage_since, started_at, ended_at, reason, compared
 FROM rollouts
 WHERE ended_at IS NULL
 ORDER BY model;
@@ -63,7 +55,13 @@ FROM changed;
 INSERT INTO rollout_events (rollout_id, number, stage, kind, by, reason)
 VALUES (%(rollout_id)s, 1, 0, 'started', 'operator', %(reason)s);
 
+-- name: moves
+-- Whether a rollout is under way that will write this target.
+SELECT EXISTS (
+    SELECT FROM rollouts WHERE model = %(model)s AND selector = %(selector)s AND ended_at IS NULL
+);
+
 -- name: events
-SELECT rollout_id, at, stage, kind, by, reason, evidence::text FROM rollout_events
+SELECT rollout_id, number, at, stage, kind, by, reason, evidence::text FROM rollout_events
 WHERE rollout_id = ANY (%(rollout_ids)b::uuid[])
 ORDER BY rollout_id, number;

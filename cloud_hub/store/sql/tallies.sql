@@ -25,13 +25,13 @@ FROM rollout_tallies t JOIN agents a USING (agent_id)
 WHERE t.rollout_id = ANY (%(rollout_ids)b::uuid[]);
 
 -- name: before
--- The newest results of a version, looked for among the newest of all.
-SELECT agent_id, outcome, label, run_us
+-- The newest results of some versions, looked for among the newest of all.
+SELECT agent_id, model, version, outcome, label, run_us
 FROM (
     SELECT agent_id, model, version, outcome, label, run_us FROM results
     WHERE task_id >= %(since)s
     ORDER BY task_id DESC, item DESC
     LIMIT %(looked_through)s
 ) AS latest
-WHERE model = %(model)s AND version = %(version)s
+WHERE model = %(model)s AND version = ANY (%(versions)b::text[])
 LIMIT %(rows)s;
