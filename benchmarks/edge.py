@@ -30,11 +30,12 @@ IN_FLIGHT: Final = 64
 
 @dataclass(frozen=True)
 class Sizes:
-    """Jobs of each way, those before the clock runs, and pictures of the bare loop."""
+    """Jobs of each way, those before the clock runs, pictures of the bare loop; jobs without a reply."""
 
     jobs: int = 10_000
     warm: int = 1_000
     loop: int = 10_000
+    in_flight: int = IN_FLIGHT
 
 
 QUICK: Final = Sizes(jobs=300, warm=100, loop=300)
@@ -58,7 +59,7 @@ class Bench:
         self._directory = directory
         self._sizes = sizes
         self._broker = broker
-        self._material = pictures.lay_out(directory)
+        self.material = pictures.lay_out(directory)
 
     async def loop(self) -> float:
         """Pictures a second of the bare loop."""
@@ -74,7 +75,8 @@ class Bench:
             await script.hear()
             return await self._drive(plain.JOBS, script.pid)
 
-    async def agent(self) -> Run:
+    async def agent(self, models: Path | None = None) -> Run:
+        """With the package of `material`, or with that of the same name in another folder of models."""
         home = self._directory / "agent"
         shutil.rmtree(home, ignore_errors=True)
         agent = program.Program("agent", ["edge-agent", "run"], home / "agent.toml")
@@ -83,7 +85,7 @@ class Bench:
                 "site": AGENT.site,
                 "name": AGENT.name,
                 "state": "state",
-                "models": str(self._material.models),
+                "models": str(models or self.material.models),
                 "broker": {"host": self._broker.host, "port": self._broker.port},
                 "uplink_broker": {"host": self._broker.host, "port": ports.free()},
                 "engine": {"threads": 1},
@@ -91,14 +93,14 @@ class Bench:
         )
         try:
             await agent.start()
-            return await self._drive(topics.job(AGENT.site, "camera-01", self._material.model), agent.pid)
+            return await self._drive(topics.job(AGENT.site, "camera-01", self.material.model), agent.pid)
         finally:
             await agent.close()
 
     async def _drive(self, topic: str, pid: int) -> Run:
         sizes = self._sizes
-        given = {"port": self._broker.port, "topic": topic, "pictures": str(self._material.pictures)}
-        given |= {"in_flight": IN_FLIGHT, "warm": sizes.warm, "count": sizes.jobs}
+        given = {"port": self._broker.port, "topic": topic, "pictures": str(self.material.pictures)}
+        given |= {"in_flight": sizes.in_flight, "warm": sizes.warm, "count": sizes.jobs}
         async with worker.Worker("benchmarks.driver", given) as driver:
             await driver.hear()
             driver.say({"go": True})
@@ -114,7 +116,7 @@ class Bench:
         )
 
     def _plain(self, role: str, **more: Any) -> dict[str, Any]:
-        material = self._material
+        material = self.material
         common = {"graph": str(material.graph), "size": material.size, "scale": material.scale}
         return {"role": role, "pictures": str(material.pictures), **common, **more}
 

@@ -2,13 +2,15 @@
 
 One thread on the CPU. The engine gets encoded payloads, its batches have the size that an agent would choose
 by what it measures, and predictions come out; the bare loop has its arrays already, and the size at which
-it is fastest. They take turns.
+it is fastest. They take turns. Then the whole agent, asked over HTTP, beside libraries made for serving: see
+`benchmarks.served`.
 
     python -m benchmarks.engine --gpu --graph resnet50.onnx     on a machine with a GPU, see `benchmarks.gpu`
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -105,8 +107,8 @@ def bare_loop(model: models.Model, size: int) -> Callable[[], int]:
 
 
 def measure(options: figures.Options) -> dict[str, Any]:
-    """Compare for every subject, print the table, return the figures."""
-    from benchmarks import subjects
+    """Compare for every subject, then over HTTP with others; print the tables, return the figures."""
+    from benchmarks import served, subjects  # not there where only the agent is installed
 
     with tempfile.TemporaryDirectory(prefix="backhaul-engine-") as directory:
         told = {
@@ -126,7 +128,7 @@ def measure(options: figures.Options) -> dict[str, Any]:
         ),
         ("Medians. Milliseconds are of a batch, from its payloads to its predictions.",),
     )
-    return {
+    own = {
         name: {
             "items_per_s": round(one.items_per_s),
             "ratio_to_bare": figures.significant(one.ratio_to_bare),
@@ -135,6 +137,7 @@ def measure(options: figures.Options) -> dict[str, Any]:
         }
         for name, one in told.items()
     }
+    return {**own, "peers": asyncio.run(served.measure(options))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

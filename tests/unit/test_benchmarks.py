@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import edge, engine, figures, footprint, peers, scheduler, simulate, transport
+from benchmarks import edge, engine, figures, footprint, learning, peers, scheduler, simulate, transport
 from benchmarks.queues import peer
+from benchmarks.serving import way
 from tests import models
 
 
@@ -94,15 +95,33 @@ def test_scheduler_brings_every_task_in_and_out(tmp_path: Path) -> None:
 
 
 def test_engine_is_compared_for_every_model(tmp_path: Path) -> None:
-    """Each model goes through the engine and through a bare loop."""
+    """Each model goes through the engine and a bare loop; over HTTP each server that is installed answers."""
     written = tmp_path / "figures.json"
     assert engine.main(["--quick", "--json", str(written)]) == 0
     told = figures_in(written, "engine")
+    over_http = told.pop("peers")
     assert {"surface-defects", "dense", "tabular"} <= told.keys()
     for name, one in told.items():
         assert one["items_per_s"] > 0, name
         assert one["ratio_to_bare"] > 0, name
         assert 0 < one["p50_ms"] <= one["p99_ms"], name
+    assert "surface-defects" in over_http
+    for name, ways in over_http.items():
+        assert ways.keys() == {"backhaul"} | {kind.name for kind in way.KINDS if kind.installed}, name
+        for one in ways.values():
+            assert one["items_per_s"] > 0, name
+            assert one["ratio"] > 0, name
+            assert 0 < one["p50_ms"] <= one["p99_ms"], name
+
+
+@pytest.mark.usefixtures("broker")
+def test_learning_is_compared_by_pairs(tmp_path: Path) -> None:
+    """An agent that learns and one whose manifest forbids it answer the same driver."""
+    written = tmp_path / "figures.json"
+    assert learning.main(["--quick", "--json", str(written)]) == 0
+    for one in figures_in(written, "learning").values():
+        assert all(pair > 0 for pair in one["pairs"])
+        assert one["cpu_ratio"] > 0
 
 
 def test_the_table_of_a_gpu_needs_no_more_than_the_engine(tmp_path: Path) -> None:
