@@ -109,6 +109,10 @@ def load(folder: Path) -> Model:
     for output in manifest.outputs:
         if isinstance(output, manifests.Ctc):
             model.alphabet(output)
+    try:
+        manifest.providers.tensorrt.check(folder)
+    except ValueError as error:
+        raise manifests.BadPackage(f"{where}: providers.tensorrt.calibration: {error}") from None
     return model
 
 

@@ -77,6 +77,9 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """Comes back in the reply, for devices that speak MQTT 3.1.1."""
     traceparent: str | None = None
     """W3C trace context."""
+    stream: str | None = None
+    """The stream it belongs to, of a model that carries a state from item to item; its device's unless one
+    is named."""
     selector: str | None = None
     """Which agents may run it, by their labels: `site=plant-a,gpu=h100`; for tasks submitted to the hub."""
 
@@ -307,6 +310,8 @@ def read_metadata(fields: Mapping[str, Any]) -> Metadata:
         raise Rejected(f"max_attempts {metadata.max_attempts} is more than 100", "max_attempts")
     if metadata.idempotency_key is not None and not 1 <= len(metadata.idempotency_key) <= 200:
         raise Rejected("idempotency_key must have 1 to 200 characters", "idempotency_key")
+    if metadata.stream is not None and not 1 <= len(metadata.stream) <= 200:
+        raise Rejected("stream must have 1 to 200 characters", "stream")
     if metadata.response_topic is not None and (
         not metadata.response_topic or set("+#\0") & set(metadata.response_topic)
     ):

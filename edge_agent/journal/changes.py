@@ -36,10 +36,7 @@ def accept(transaction: Transaction, task: records.Task) -> records.Accepted | N
             return known
     if not transaction.admit(_size(task)):
         return None
-    seq = connection.execute(_SQL["insert"], msgspec.structs.asdict(task)).lastrowid
-    if task.tags is not None:
-        connection.execute(_SQL["tag"], {"task_id": task.task_id, "tags": task.tags})
-    return records.Accepted(msgspec.structs.replace(task, seq=seq), task.task_id, False, None)
+    return records.Accepted(_insert(connection, task), task.task_id, False, None)
 
 
 def lease(
@@ -167,10 +164,21 @@ def replied(transaction: Transaction, task_ids: Iterable[bytes]) -> None:
 
 def _take(connection: sqlite3.Connection, task: records.Task) -> records.Task:
     """Insert a leased task, with the checkpoint that the hub has of it."""
-    seq = connection.execute(_SQL["insert"], msgspec.structs.asdict(task)).lastrowid
+    taken = _insert(connection, task)
     if task.items_done:
         place = {"task_id": task.task_id, "items_done": task.items_done}
         connection.execute(_SQL["checkpoint"], place)
+    return taken
+
+
+def _insert(connection: sqlite3.Connection, task: records.Task) -> records.Task:
+    """The task, with its place in the order of arrival."""
+    fields = msgspec.structs.asdict(task)
+    seq = connection.execute(_SQL["insert"], fields).lastrowid
+    if task.tags is not None:
+        connection.execute(_SQL["tag"], {"task_id": task.task_id, "tags": task.tags})
+    if task.stream is not None:
+        connection.execute(_SQL["insert_stream"], {"task_id": task.task_id, "stream": task.stream})
     return msgspec.structs.replace(task, seq=seq)
 
 
@@ -201,9 +209,11 @@ def _end(
     held = connection.execute(query, {"task_id": task_id, "attempt": fence}).fetchall()
     if not held:
         return False
-    ((key, items, is_tagged),) = held
+    ((key, items, is_tagged, names_stream),) = held
     if is_tagged:
         connection.execute(_SQL["drop_tags"], {"task_id": task_id})
+    if names_stream:
+        connection.execute(_SQL["drop_stream"], {"task_id": task_id})
     if items > 1 and connection.execute(_SQL["drop_checkpoint"], {"task_id": task_id}).rowcount:
         connection.execute(_SQL["drop_parts"], {"task_id": task_id})
     if reply is not None and reply.topic != records.NOWHERE:

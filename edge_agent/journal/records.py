@@ -39,7 +39,7 @@ def remaining_ms(deadline_ms: int, accepted_us: int, now_us: int) -> int:
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task in the journal; its fields are the columns of the table `tasks`, but for the last that a task
-    of many items or a tagged one has in a table beside."""
+    of many items, a tagged one, or one of a named stream has in a table beside."""
 
     seq: int = 0
     """Place in the order of arrival at this journal."""
@@ -79,12 +79,25 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     idempotency_key: str | None = None
     tags: str | None = None
     """JSON, an object of texts: those of the job's user properties by which its version is chosen, if any."""
+    stream: str | None = None
+    """The stream that its job named; see `runs_in`."""
     payload: bytes | None = None
     """None where it was not asked for; `Journal.payloads` reads it."""
 
     @property
     def items_left(self) -> int:
         return self.items - self.items_done
+
+    @property
+    def runs_in(self) -> str | None:
+        """The stream it belongs to, should its model carry a state from item to item: the one that its job
+        named, or its device's. None: its items are a stream of their own.
+
+        The device of a leased task may be one of another site, where another may have its name.
+        """
+        if self.stream is None and self.origin is Origin.DEVICE:
+            return self.device
+        return self.stream
 
     @property
     def leased(self) -> bool:

@@ -72,6 +72,13 @@ CREATE TABLE tags (
     tags TEXT NOT NULL -- JSON: an object of texts
 ) STRICT, WITHOUT ROWID;
 
+-- Which stream a task belongs to, where its job named one. Beside the tasks and not in them: an added column
+-- would lie behind the payload, and whoever reads it would have to pass that.
+CREATE TABLE streams (
+    task_id BLOB PRIMARY KEY,
+    stream TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- Replies that the site's broker has not acknowledged. UUIDv7s: the oldest task's comes first.
 CREATE TABLE replies (
     task_id BLOB PRIMARY KEY,

@@ -121,6 +121,7 @@ FULL: Final = jobs.Metadata(
     response_topic="line/1/verdicts",
     correlation="part-9",
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    stream="line 3",
     selector="gpu=h100,site=lyon",
 )
 

@@ -286,6 +286,7 @@ def test_the_next_tasks_are_found_by_the_index(tmp_path: Path) -> None:
         "SEARCH t USING INDEX tasks_in_order (holder=? AND (rank,tag)>(?,?))",
         "SEARCH c USING PRIMARY KEY (task_id=?) LEFT-JOIN",
         "SEARCH g USING PRIMARY KEY (task_id=?) LEFT-JOIN",
+        "SEARCH s USING PRIMARY KEY (task_id=?) LEFT-JOIN",
     ]
 
 

@@ -16,6 +16,9 @@ INSERT INTO tasks (
 -- name: tag
 INSERT INTO tags (task_id, tags) VALUES (:task_id, :tags)
 
+-- name: insert_stream
+INSERT INTO streams (task_id, stream) VALUES (:task_id, :stream)
+
 -- name: renew
 -- A newer lease of a task that is here: an older lease of it, or a task that we handed over ourselves.
 UPDATE tasks SET holder = 'edge', hub_attempt = :hub_attempt, attempt = :attempt WHERE task_id = :task_id
@@ -25,10 +28,11 @@ SELECT
     seq, t.task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
     content_type, items, coalesce(c.items_done, 0) AS items_done, attempt, max_attempts, crashes, timeout_ms,
     deadline_ms, accepted_us, response_topic, correlation, client_id, mqtt_version, traceparent,
-    idempotency_key, tags
+    idempotency_key, tags, stream
 FROM tasks AS t
 LEFT JOIN checkpoints AS c ON c.task_id = t.task_id
 LEFT JOIN tags AS g ON g.task_id = t.task_id
+LEFT JOIN streams AS s ON s.task_id = t.task_id
 WHERE t.task_id = :task_id
 
 -- name: find_by_key
@@ -40,10 +44,11 @@ SELECT
     seq, t.task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
     content_type, items, coalesce(c.items_done, 0) AS items_done, attempt, max_attempts, crashes, timeout_ms,
     deadline_ms, accepted_us, response_topic, correlation, client_id, mqtt_version, traceparent,
-    idempotency_key, tags
+    idempotency_key, tags, stream
 FROM tasks AS t
 LEFT JOIN checkpoints AS c ON c.task_id = t.task_id
 LEFT JOIN tags AS g ON g.task_id = t.task_id
+LEFT JOIN streams AS s ON s.task_id = t.task_id
 WHERE holder = :holder AND (rank, tag, seq) > (:rank, :tag, :seq)
 ORDER BY rank, tag, seq
 LIMIT :limit
@@ -69,12 +74,16 @@ WHERE t.origin = 'hub'
 -- name: end
 -- Whatever has become of it.
 DELETE FROM tasks WHERE task_id = :task_id
-RETURNING idempotency_key, items, EXISTS (SELECT 1 FROM tags WHERE task_id = :task_id)
+RETURNING
+    idempotency_key, items, EXISTS (SELECT 1 FROM tags WHERE task_id = :task_id),
+    EXISTS (SELECT 1 FROM streams WHERE task_id = :task_id)
 
 -- name: end_attempt
 -- The same, unless a newer lease of it has come.
 DELETE FROM tasks WHERE task_id = :task_id AND hub_attempt = :attempt
-RETURNING idempotency_key, items, EXISTS (SELECT 1 FROM tags WHERE task_id = :task_id)
+RETURNING
+    idempotency_key, items, EXISTS (SELECT 1 FROM tags WHERE task_id = :task_id),
+    EXISTS (SELECT 1 FROM streams WHERE task_id = :task_id)
 
 -- name: give_back
 -- A device's task goes back to the hub, unless a newer lease of it has come. It keeps its number, so that
@@ -103,6 +112,9 @@ DELETE FROM checkpoints WHERE task_id = :task_id
 
 -- name: drop_parts
 DELETE FROM parts WHERE task_id = :task_id
+
+-- name: drop_stream
+DELETE FROM streams WHERE task_id = :task_id
 
 -- name: drop_tags
 DELETE FROM tags WHERE task_id = :task_id
