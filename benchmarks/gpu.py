@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from benchmarks import loops
-from edge_agent import engine, models, runtime
+from edge_agent import engine, models, runtime, sessions
 from edge_agent.oip import messages, tensors
 from shared import jobs
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the table; 1 where a provider does not run a graph."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine --gpu", description=__doc__)
     parser.add_argument("--graph", type=Path, action="append", required=True, metavar="FILE")
-    parser.add_argument("--providers", nargs="+", default=PROVIDERS, choices=runtime.EXECUTION_PROVIDERS)
+    parser.add_argument("--providers", nargs="+", default=PROVIDERS, choices=sessions.EXECUTION_PROVIDERS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true", help="two small batches: a look whether it works")
     given = parser.parse_args(argv)

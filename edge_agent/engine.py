@@ -11,13 +11,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from edge_agent import batch_size, decode, models, outcomes, outputs, postprocess, runtime
+from edge_agent import batch_size, decode, models, outcomes, outputs, postprocess, runtime, sessions
 from edge_agent.oip import messages
 
 _NEWEST_SHARE: Final = 0.2
@@ -66,8 +65,8 @@ class Engine:
     """The models that this agent has loaded, ready to run.
 
     A model that is loaded is in `catalogue`, one that is unloaded is not. `threads` work inside
-    one run; how many runs go on at one time is the caller's choice. `cache` is a folder for what
-    TensorRT builds. `opener` chooses the runtimes in place of `runtime.opener`.
+    one run; how many runs go on at one time is the caller's choice. `opener` chooses the runtimes in
+    place of `runtime.opener`.
     """
 
     def __init__(
@@ -75,13 +74,12 @@ class Engine:
         catalogue: models.Catalogue,
         *,
         threads: int = 1,
-        cache: Path | None = None,
         opener: runtime.Opener | None = None,
         clock: Callable[[], float] = time.perf_counter,
         work_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._catalogue = catalogue
-        self._opener = opener or runtime.opener(threads=threads, cache=cache)
+        self._opener = opener or runtime.opener(threads=threads)
         self._clock = clock
         self._work_clock = work_clock
         self._served: dict[models.Key, _Served] = {}
@@ -377,7 +375,7 @@ class _Served:
     def learn(self, count: int, run_s: float, read_s: float | None, work_s: float) -> None:
         """Note what a run of `count` items took, and how much of it was work of its thread."""
         with self._lock:
-            self.sizes.ran(count, run_s, read_s, work_s if self.runtime.provider == runtime.CPU else None)
+            self.sizes.ran(count, run_s, read_s, work_s if self.runtime.provider == sessions.CPU else None)
 
     @property
     def items_per_second(self) -> float:

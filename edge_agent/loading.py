@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from edge_agent import engine, models, runtime, settings
+from edge_agent import engine, models, runtime, sessions, settings
 from shared import manifests
 
 log: Final = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ def load(policy: settings.Settings, catalogue: models.Catalogue) -> Loaded:
     """An engine with every whole package of the folder; a broken one is said and hides no other."""
     opener = runtime.opener(
         threads=policy.engine.intra_op_threads,
-        cache=Path(policy.state) / "engines",
         python=policy.engine.python,
     )
     machine = engine.Engine(catalogue, opener=opener)
@@ -83,7 +82,7 @@ def order(model: models.Model, provider: str) -> tuple[str, ...]:
         return ()
     own = model.manifest.providers.order
     if provider == "auto":
-        return runtime.offered(own)
+        return sessions.offered(own)
     return (provider, *(one for one in own if one != provider))
 
 

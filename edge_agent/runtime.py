@@ -1,13 +1,10 @@
 """What runs a graph: a small port, and ONNX Runtime behind it.
 
-ONNX Runtime falls back to the CPU without an error when a GPU's libraries are missing; on a line
-that needs the GPU's speed that is a fault nobody sees. So the provider that really runs is read
-back from the session, and a runtime says what was wanted, what runs, and why they differ.
+A runtime says which provider was wanted, which one really runs, and why they differ.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,28 +12,12 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent import memory, models
+from edge_agent import memory, models, sessions
 from shared import manifests
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
 """An array for each input of the graph; the first dimension, alike in all, counts the items."""
-
-CPU: Final = "cpu"
-
-EXECUTION_PROVIDERS: Final[Mapping[str, str]] = {
-    "tensorrt": "TensorrtExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "rocm": "ROCMExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-    CPU: "CPUExecutionProvider",
-}
-"""The manifest's word for each of ONNX Runtime's execution providers."""
 
 _TYPES: Final[Mapping[str, str]] = {
     "float16": "tensor(float16)",
@@ -116,9 +97,9 @@ Opener = Callable[[models.Model, Sequence[str]], Runtime]
 class OnnxRuntime:
     """A graph in an ONNX Runtime session on the best provider of the ladder that opens it.
 
-    `order` are the providers to try, the manifest's unless given; `threads` work inside one run;
-    `cache` is a folder where TensorRT keeps what it built, for minutes at the first load become
-    seconds at the next. Raises BadGraph, with every provider's own reason.
+    `order` are the providers to try, the manifest's unless given; for `threads`, `streams` and `engines`
+    see `sessions.open_`. Raises BadGraph, with every provider's own reason; or Unavailable where TensorRT
+    alone would run it, and has yet to build.
     """
 
     def __init__(
@@ -127,7 +108,8 @@ class OnnxRuntime:
         order: Sequence[str] = (),
         *,
         threads: int = 1,
-        cache: Path | None = None,
+        streams: int = 1,
+        engines: sessions.Engines | None = None,
     ) -> None:
         self._model = model
         order = tuple(order) or model.manifest.providers.order
@@ -137,10 +119,18 @@ class OnnxRuntime:
         ort.disable_telemetry_events()  # a plant's network is nobody else's business
         self.name = f"onnxruntime {ort.__version__}"
         self.wanted = order[0]
-        self._session, self.provider, refused = _open(ort, model, order, threads, cache)
-        self.reason = "; ".join(refused) or None
-        nodes = self._session.get_outputs()
-        self.fixed_batch = check(model, self._session.get_inputs(), nodes)
+        opened = sessions.open_(ort, model, order, threads=threads, streams=streams, engines=engines)
+        if opened.sessions is None:
+            failure = Unavailable if opened.is_coming else BadGraph
+            raise failure(
+                f"{model.path}: {model} opens on none of the providers {', '.join(order)}: "
+                f"{'; '.join(opened.refused)}"
+            )
+        self._sessions: sessions.Sessions | None = opened.sessions
+        self.provider = opened.provider
+        self.reason = "; ".join(opened.refused) or None
+        nodes = opened.sessions.first.get_outputs()
+        self.fixed_batch = check(model, opened.sessions.first.get_inputs(), nodes)
         """The batch size that the graph is fixed to; None where it takes any."""
         self.outputs = outputs_of(model, nodes)
         self._outputs = [one.name for one in self.outputs]
@@ -149,18 +139,18 @@ class OnnxRuntime:
         return in_batches(self._run, batch, self.fixed_batch, self._outputs)
 
     def _run(self, batch: Batch) -> Sequence[Array]:
-        outputs: Sequence[Array] = self._session.run(self._outputs, batch)
-        return outputs
+        assert self._sessions is not None, f"{self._model} is run after it was closed"
+        return self._sessions.run(self._outputs, batch)
 
     def trim(self, batch: Batch) -> None:
-        if self.provider == CPU and self.fixed_batch is None:
+        if self.provider == sessions.CPU and self.fixed_batch is None and self._sessions is not None:
             options = self._ort.RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            self._session.run(self._outputs, batch, options)
+            self._sessions.first.run(self._outputs, batch, options)
         memory.give_back()  # of reading the graph, too, and of ordering its weights
 
     def close(self) -> None:
-        self._session = None
+        self._sessions = None
         memory.give_back()
 
 
@@ -184,10 +174,17 @@ class CallableRuntime:
         pass
 
 
-def opener(*, threads: int = 1, cache: Path | None = None, python: bool = False) -> Opener:
-    """Opens each model with the runtime that its manifest names; `threads` and `cache` are for ONNX Runtime.
+def opener(
+    *,
+    threads: int = 1,
+    streams: int = 1,
+    engines: sessions.Engines | None = None,
+    python: bool = False,
+) -> Opener:
+    """Opens each model with the runtime that its manifest names.
 
-    Without `python`, packages that bring functions are refused.
+    `threads`, `streams` and `engines` are for ONNX Runtime. Without `python`, packages that bring functions
+    are refused.
     """
 
     def open_(model: models.Model, order: Sequence[str]) -> Runtime:
@@ -206,17 +203,9 @@ def opener(*, threads: int = 1, cache: Path | None = None, python: bool = False)
 
                 return functions.load(model)
             case _:
-                return OnnxRuntime(model, order, threads=threads, cache=cache)
+                return OnnxRuntime(model, order, threads=threads, streams=streams, engines=engines)
 
     return open_
-
-
-def offered(order: Sequence[str]) -> tuple[str, ...]:
-    """Those of the providers in `order` that the installed ONNX Runtime was built with; all, if none."""
-    import onnxruntime as ort
-
-    available = set(ort.get_available_providers())
-    return tuple(one for one in order if EXECUTION_PROVIDERS[one] in available) or tuple(order)
 
 
 def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) -> int | None:
@@ -299,78 +288,6 @@ def in_batches(
     return outputs
 
 
-def provider_options(provider: str, model: models.Model, cache: Path | None) -> dict[str, str]:
-    """What ONNX Runtime is told beside a provider's name.
-
-    TensorRT builds an engine for a range of shapes; told the whole range beforehand, it builds
-    once, and not again, for minutes, when the first larger batch comes.
-    """
-    if provider != "tensorrt":
-        return {}
-
-    def shapes(count: int, shape: Callable[[manifests.Input], tuple[int, ...]]) -> str:
-        return ",".join(
-            f"{spec.name}:{'x'.join(map(str, (count, *shape(spec))))}" for spec in model.manifest.inputs
-        )
-
-    options = {
-        "trt_profile_min_shapes": shapes(1, lambda spec: spec.least),
-        "trt_profile_opt_shapes": shapes(model.max_batch, lambda spec: spec.shape),
-        "trt_profile_max_shapes": shapes(model.max_batch, lambda spec: spec.most),
-    }
-    if cache is not None:
-        options["trt_engine_cache_enable"] = "1"
-        options["trt_engine_cache_path"] = os.fspath(_cache_of(model, cache))
-    return options
-
-
-def _open(
-    ort: Any, model: models.Model, order: Sequence[str], threads: int, cache: Path | None
-) -> tuple[Any, str, list[str]]:
-    """A session on the first provider of `order` that works, its name, and why those before it did not."""
-    if {"cuda", "tensorrt"} & set(order) and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # CUDA's libraries may have come as Python packages, where no loader looks
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is told below, once, and not on stderr
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores have other work
-    available = set(ort.get_available_providers())
-    if cache is not None and "tensorrt" in order:
-        _cache_of(model, cache).mkdir(parents=True, exist_ok=True)
-    refused: list[str] = []
-    for rung, provider in enumerate(order):
-        if EXECUTION_PROVIDERS[provider] not in available:
-            refused.append(f"{provider}: this ONNX Runtime was built without it")
-            continue
-        # Nodes that the provider can't take go to those after it on the ladder, and last to the CPU.
-        ladder = [
-            (EXECUTION_PROVIDERS[one], provider_options(one, model, cache))
-            for one in dict.fromkeys((*order[rung:], CPU))
-            if EXECUTION_PROVIDERS[one] in available
-        ]
-        try:
-            session = ort.InferenceSession(
-                os.fspath(model.path), options, providers=ladder, enable_fallback=0
-            )
-        except Exception as error:  # noqa: BLE001 - each provider has its own kinds of errors, and the next is tried
-            refused.append(f"{provider}: {_line(error)}")
-            continue
-        session.disable_fallback()  # nor may a run that fails go over to the CPU in silence
-        running = session.get_providers()[0]
-        if running == EXECUTION_PROVIDERS[provider]:
-            return session, provider, refused
-        refused.append(f"{provider}: its driver or libraries did not load, ONNX Runtime chose {running}")
-    raise BadGraph(
-        f"{model.path}: {model} opens on none of the providers {', '.join(order)}: {'; '.join(refused)}"
-    )
-
-
-def _cache_of(model: models.Model, cache: Path) -> Path:
-    """Built engines are of one graph: another version must never find them."""
-    return cache / model.sha256[:16]
-
-
 def _padded(batch: Batch, count: int, fixed: int) -> Iterator[Batch]:
     """The batch in parts of exactly `fixed` items, the last one filled up with zeros."""
     for start in range(0, count, fixed):
@@ -444,8 +361,3 @@ def _fits(shape: tuple[int, ...], graph: Sequence[int | str | None]) -> bool:
     return len(shape) == len(graph) and all(
         not isinstance(needed, int) or size == needed for size, needed in zip(shape, graph, strict=True)
     )
-
-
-def _line(error: BaseException) -> str:
-    """An error on one line, without the trace that ONNX Runtime puts into its messages."""
-    return " ".join(str(error).split())[:500] or type(error).__name__

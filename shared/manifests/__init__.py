@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 
 from shared import topics
-from shared.manifests import fields, inputs, outputs, runtimes
+from shared.manifests import fields, inputs, outputs, runtimes, tensorrt
 
 MANIFEST: Final = "model.toml"
 
@@ -35,6 +35,7 @@ Output = outputs.Output
 Onnx = runtimes.Onnx
 Remote = runtimes.Remote
 Python = runtimes.Python
+TensorRT = tensorrt.TensorRT
 Runtime = runtimes.Runtime
 
 _CHOICES: Final = {
@@ -48,6 +49,7 @@ _CHOICES: Final = {
     "logits": get_args(outputs.Logits),
     "blank": ("first", "last"),
     "order": get_args(Provider),
+    "precision": get_args(tensorrt.Precision),
     "inputs": ("image", "tensor"),
     "outputs": ("classification", "scores", "detection", "heatmap", "ctc", "raw"),
     "runtime": ("onnx", "oip", "python"),
@@ -78,6 +80,7 @@ class Providers(fields.Table, frozen=True, kw_only=True):
     """The execution providers to try, the best first. Without `cpu`, the CPU is no way out."""
 
     order: Annotated[tuple[Provider, ...], msgspec.Meta(min_length=1)] = ("tensorrt", "cuda", "cpu")
+    tensorrt: TensorRT = TensorRT()
 
 
 class Limits(fields.Table, frozen=True, kw_only=True):

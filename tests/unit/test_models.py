@@ -152,6 +152,14 @@ def test_the_layout_orders_the_shape() -> None:
             HEAD + IMAGE + RAW + '[providers]\norder = ["gpu"]\n',
             ("providers.order[0]", "gpu", "tensorrt, cuda,"),
         ),
+        (
+            HEAD + IMAGE + RAW + '[providers.tensorrt]\nprecision = "int4"\n',
+            ("providers.tensorrt.precision", "int4", "fp32, fp16, int8"),
+        ),
+        (
+            HEAD + IMAGE + RAW + '[providers.tensorrt]\ncalibration = "ranges"\n',
+            ("providers.tensorrt", "`calibration` goes with"),
+        ),
         (HEAD + IMAGE + RAW + "[batching]\nmax_batch = 0\n", ("batching.max_batch", ">= 1")),
         (HEAD.replace('"m"', '"a/b"') + IMAGE + RAW, ("`name`", "a/b")),
         (HEAD.replace('"1"', '"1+gpu"') + IMAGE + RAW, ("`version`", "1+gpu")),
@@ -164,6 +172,20 @@ def test_a_wrong_manifest_is_told_by_file_and_field(text: str, parts: tuple[str,
         parsed(text)
     for part in (str(WHERE), *parts):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("ranges", "'ranges' is not there"), ("../ranges", "lies outside the package")]
+)
+def test_a_table_of_ranges_must_be_in_the_package(tmp_path: Path, name: str, words: str) -> None:
+    """Where TensorRT computes in INT8 by a table, the package has it, or is refused with the file's name."""
+    extra = f'[providers.tensorrt]\nprecision = "int8"\ncalibration = "{name}"'
+    folder = packages.write_classifier(tmp_path / "m", extra=extra)
+    with pytest.raises(manifests.BadPackage, match=words):
+        models.load(folder)
+    (folder / "ranges").write_bytes(b"TRT-8503-EntropyCalibration2\n")
+    if name == "ranges":
+        assert models.load(folder).manifest.providers.tensorrt.calibration == "ranges"
 
 
 def test_a_package_is_known_by_what_is_in_it(tmp_path: Path) -> None:

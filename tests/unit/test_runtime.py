@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edge_agent import models, runtime
+from edge_agent import models, runtime, sessions
 from tests import models as packages
 
 
@@ -107,13 +111,14 @@ def test_an_output_without_the_batch_is_told(tmp_path: Path) -> None:
 
 
 def test_tensorrt_is_told_the_whole_range_of_shapes(tmp_path: Path) -> None:
-    """One engine for every batch up to the largest, under the graph's digest; others need no options."""
+    """One engine for every batch up to the largest, kept in its folder; others need no options."""
     model = models.load(packages.write_classifier(tmp_path / "m", extra="[batching]\nmax_batch = 16"))
-    options = runtime.provider_options("tensorrt", model, tmp_path / "cache")
+    options = sessions.provider_options("tensorrt", model, tmp_path / "engine")
     assert options["trt_profile_min_shapes"] == "image:1x1x8x8"
     assert options["trt_profile_opt_shapes"] == options["trt_profile_max_shapes"] == "image:16x1x8x8"
-    assert model.sha256[:16] in options["trt_engine_cache_path"]
-    assert runtime.provider_options("cuda", model, tmp_path) == {}
+    assert options["trt_engine_cache_path"] == str(tmp_path / "engine")
+    assert options["trt_engine_cache_enable"] == "True"  # older versions of ONNX Runtime refuse "1"
+    assert sessions.provider_options("cuda", model, tmp_path) == {}
 
 
 def test_tensorrt_is_told_between_which_sizes_an_input_varies(tmp_path: Path) -> None:
@@ -122,10 +127,61 @@ def test_tensorrt_is_told_between_which_sizes_an_input_varies(tmp_path: Path) ->
     manifest = folder / "model.toml"
     more = 'width = 8\nresize = "height"\nmax_width = 64'
     manifest.write_text(manifest.read_text().replace("width = 8", more))
-    options = runtime.provider_options("tensorrt", models.load(folder), None)
+    options = sessions.provider_options("tensorrt", models.load(folder), None)
     assert options["trt_profile_min_shapes"] == "image:1x1x8x8"
     assert options["trt_profile_opt_shapes"] == "image:4x1x8x8"
     assert options["trt_profile_max_shapes"] == "image:4x1x8x64"
+
+
+@pytest.mark.parametrize(
+    ("precision", "fp16", "int8"),
+    [("fp32", "False", "False"), ("fp16", "True", "False"), ("int8", "True", "True")],
+)
+def test_tensorrt_computes_in_what_the_manifest_says(
+    tmp_path: Path, precision: str, fp16: str, int8: str
+) -> None:
+    """Flags are words, as every version of ONNX Runtime takes them; in INT8 other layers may take FP16."""
+    extra = f'[providers.tensorrt]\nprecision = "{precision}"'
+    options = sessions.engine_options(models.load(packages.write_scorer(tmp_path / "m", extra=extra)))
+    assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == (fp16, int8)
+
+
+@pytest.mark.parametrize(("table", "native"), [(b"TRT-8503-Entropy\n", "True"), (b"\x14\0\0\0", "False")])
+def test_tensorrt_is_told_whose_table_of_ranges_it_is(tmp_path: Path, table: bytes, native: str) -> None:
+    """A table that TensorRT wrote is told from ONNX Runtime's, and is looked for beside the engine."""
+    folder = packages.write_scorer(
+        tmp_path / "m", extra='[providers.tensorrt]\nprecision = "int8"\ncalibration = "ranges"'
+    )
+    (folder / "ranges").write_bytes(table)
+    options = sessions.provider_options("tensorrt", models.load(folder), tmp_path)
+    assert options["trt_int8_use_native_calibration_table"] == native
+    assert options["trt_int8_calibration_table_name"] == sessions.CALIBRATION
+    alone = sessions.provider_options("tensorrt", models.load(folder), None)
+    assert alone["trt_int8_calibration_table_name"] == str(folder / "ranges")
+
+
+class Session:
+    """Takes its time, and sees whether it is alone."""
+
+    def __init__(self) -> None:
+        self.busy = threading.Lock()
+
+    def run(self, outputs: Sequence[str], batch: Mapping[str, Any]) -> Sequence[Any]:
+        assert self.busy.acquire(blocking=False), "two runs share a session"
+        try:
+            batch["gate"].wait()
+        finally:
+            self.busy.release()
+        return [id(self)]
+
+
+def test_runs_that_go_on_at_one_time_have_a_session_each() -> None:
+    """With two sessions two runs are in the GPU together, and never two in one session."""
+    gate = threading.Barrier(2, timeout=10)
+    held = sessions.Sessions([Session(), Session()])
+    with futures.ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: held.run([], {"gate": gate}), range(8)))
+    assert len({one[0] for one in made}) == 2
 
 
 def test_a_graph_of_one_size_takes_no_input_that_varies(tmp_path: Path) -> None:
