@@ -2,6 +2,7 @@
 
 import { el, keyed, mark, say } from "./dom.js";
 import { integer, plural, seconds } from "./format.js";
+import { openRollout } from "./rollout.js";
 
 const STATES = {
   running: { word: "Running", tone: "calm" },
@@ -48,7 +49,7 @@ function create(rollout) {
       el(
         "div",
         { class: "title" },
-        el("h3", {}, `${rollout.model} `, el("span", {}, `to ${rollout.version}`)),
+        el("h3", {}, el("button", { type: "button", onclick: () => openRollout(rollout) }, `${rollout.model} `, el("span", {}, `to ${rollout.version}`))),
         el("p", { class: "badge" }, el("i", { class: "lamp", "aria-hidden": "true" }), el("span")),
       ),
       el("p", { class: "sub where" }),

@@ -1,5 +1,6 @@
 // The hub's newest tasks and its dead letters; one opens with all that is known of it.
 
+import { ask, closeButton, fact, fill, open, table } from "./dialog.js";
 import { el, keyed, mark, say } from "./dom.js";
 import { instant, integer, plural, seconds, shortId } from "./format.js";
 import { whySection } from "./why.js";
@@ -55,38 +56,17 @@ function reasonWord(task) {
 
 const clock = (instant) => new Date(instant).toLocaleTimeString("en-GB");
 
-async function openTask(id) {
-  const dialog = document.getElementById("task");
-  dialog.replaceChildren(el("h2", { id: "task-title" }, "Task ", el("code", {}, id)), el("p", { class: "note" }, "Loading…"));
-  dialog.showModal();
-  await showTask(dialog, id);
+const openTask = (id) => open(["Task", id], () => read(id));
+
+async function read(id) {
+  const address = `/v1/tasks/${id}`;
+  const [task, results, why] = await Promise.all([ask(address), ask(`${address}/results`), ask(`${address}/explain`)]);
+  return card(task, results.results, why);
 }
 
-async function showTask(dialog, id) {
-  try {
-    const address = `/v1/tasks/${id}`;
-    const [task, results, why] = await Promise.all([ask(address), ask(`${address}/results`), ask(`${address}/explain`)]);
-    dialog.replaceChildren(...card(dialog, task, results.results, why));
-  } catch (error) {
-    dialog.lastElementChild.textContent = error.message;
-    dialog.append(close(dialog));
-  }
-}
-
-async function ask(path, method = "GET") {
-  const answer = await fetch(path, { method }).catch(() => {
-    throw new Error("The hub cannot be reached.");
-  });
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.detail);
-  return body;
-}
-
-function card(dialog, task, results, why) {
-  const fact = (name, value) => (value === null || value === undefined || value === "" ? null : el("div", {}, el("dt", {}, name), el("dd", {}, String(value))));
+function card(task, results, why) {
   const note = el("p", { class: "note", role: "status" });
   return [
-    el("h2", { id: "task-title" }, "Task ", el("code", {}, task.task_id)),
     el("p", { class: "badge large", "data-tone": TONES[task.state] }, el("i", { class: "lamp", "aria-hidden": "true" }), stateWord(task), task.reason ? `: ${task.reason.replace("_", " ")}` : ""),
     task.error ? el("p", { class: "error" }, task.error) : null,
     el(
@@ -105,9 +85,9 @@ function card(dialog, task, results, why) {
     whySection(why),
     task.attempts.length ? attemptTable(task.attempts) : null,
     results.length ? resultTable(results) : null,
-    el("p", { class: "actions" }, action(dialog, task, note), close(dialog)),
+    el("p", { class: "actions" }, action(task, note), closeButton()),
     note,
-  ].filter(Boolean);
+  ];
 }
 
 const MOST_ROWS = 50;
@@ -130,32 +110,16 @@ function resultTable(results) {
   return table(caption, ["Item", "Outcome", "Label", "Score", "Agent", "Ran"], rows);
 }
 
-function table(caption, head, rows) {
-  return el(
-    "div",
-    { class: "scroll" },
-    el(
-      "table",
-      { class: "books" },
-      el("caption", {}, caption),
-      el("thead", {}, el("tr", {}, ...head.map((word) => el("th", { scope: "col" }, word)))),
-      el("tbody", {}, ...rows.map((row) => el("tr", { "data-tone": row.bad ? "bad" : null }, ...row.cells.map((value) => el("td", {}, String(value)))))),
-    ),
-  );
-}
-
-function action(dialog, task, note) {
+function action(task, note) {
   const [word, verb] = task.state === "TERMINATED" ? ["Run again", "retry"] : ["Cancel", "cancel"];
   if (ENDED.has(task.state) && verb === "cancel") return null;
   const act = async () => {
     try {
       await ask(`/v1/tasks/${task.task_id}/${verb}`, "POST");
-      await showTask(dialog, task.task_id);
+      fill(["Task", task.task_id], await read(task.task_id));
     } catch (error) {
       say(note, error.message);
     }
   };
   return el("button", { type: "button", onclick: act }, word);
 }
-
-const close = (dialog) => el("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Close");
