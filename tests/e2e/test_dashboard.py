@@ -5,32 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from cloud_hub.api import context
 from cloud_hub.store import agents, apply, schedule
 from cloud_hub.store import tasks as task_store
 from demo import servers
 from shared import tasks, topics, wire
+from tests.e2e import pages
+from tests.e2e.pages import NARROW, WIDE, opened
 from tests.integration import api_server, stores
 from tests.integration.api_server import PRESS_A, Served, join, model, record, results, telemetry
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's, which takes long to start
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-WIDE = {"width": 1280, "height": 900}
-NARROW = {"width": 390, "height": 844}
 PRESS_B = topics.Agent("lyon", "press-b")
 JETSON = topics.Agent("gdansk", "jetson")
 
@@ -44,40 +37,8 @@ async def hub(database: str) -> AsyncIterator[Served]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """One for all tests here: pages share nothing."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is not installed", pytrace=False)
-        pytest.skip("chromium is not installed")
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+    async with pages.chromium() as started:
         yield started
-        await started.close()
-
-
-@dataclass
-class Watched:
-    """A page, and what it asked for and complained of."""
-
-    page: Page
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-
-@contextlib.asynccontextmanager
-async def opened(
-    browser: Browser, url: str, size: dict[str, int] = WIDE, scheme: str = "light"
-) -> AsyncIterator[Watched]:
-    """The dashboard, connected."""
-    page = await browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
-    watched = Watched(page)
-    page.on("request", lambda request: watched.requests.append(request.url))
-    page.on("console", lambda line: watched.complaints.append(line.text))
-    page.on("pageerror", lambda error: watched.complaints.append(str(error)))
-    await page.goto(url)
-    await expect(page.locator("#stream-text")).to_have_text("Live")
-    yield watched
-    await page.close()
 
 
 async def put_a_fleet(hub: Served) -> None:
@@ -373,16 +334,10 @@ async def test_it_fits_a_telephone(hub: Served, browser: Browser, scheme: str) -
         await page.get_by_role("button", name="press-b", exact=True).click()
         await expect(page.locator("tr.detail")).to_be_visible()
         await expect(page.locator("#failures .task")).to_be_visible()
-        assert await page.evaluate(BEYOND_THE_EDGE) == []
+        assert await page.evaluate(pages.BEYOND_THE_EDGE) == []
         await page.locator("#failures .task").click()
         await expect(page.get_by_role("dialog")).to_contain_text("Attempts")
-        assert await page.evaluate(BEYOND_THE_EDGE) == []
-
-
-BEYOND_THE_EDGE = """() => [...document.querySelectorAll("body *")]
-    .filter((node) => !node.closest(".unseen, .skip, svg, .scroll") && node.getClientRects().length)
-    .filter((node) => node.getBoundingClientRect().right > innerWidth + 0.5)
-    .map((node) => node.outerHTML.slice(0, 120))"""
+        assert await page.evaluate(pages.BEYOND_THE_EDGE) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -396,35 +351,7 @@ async def test_every_text_has_contrast(hub: Served, browser: Browser, scheme: st
         await page.get_by_role("button", name="press-b", exact=True).click()
         await expect(page.locator("tr.detail")).to_be_visible()
         await expect(page.locator("#failures .task")).to_be_visible()
-        assert await page.evaluate(TOO_FAINT) == []
-
-
-TOO_FAINT = """() => {
-    const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-    const paint = (...colours) => {
-        canvas.clearRect(0, 0, 1, 1);
-        for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
-        return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
-    };
-    const light = (rgb) => {
-        const [r, g, b] = rgb.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const faint = [];
-    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (walk.nextNode()) {
-        const node = walk.currentNode.parentElement;
-        if (!walk.currentNode.data.trim() || !node.getClientRects().length) continue;
-        if (node.closest(".unseen, .skip, noscript")) continue;
-        const behind = [];
-        for (let up = node; up; up = up.parentElement) behind.unshift(getComputedStyle(up).backgroundColor);
-        const back = light(paint("Canvas", ...behind));
-        const front = light(paint("Canvas", ...behind, getComputedStyle(node).color));
-        const ratio = (Math.max(back, front) + 0.05) / (Math.min(back, front) + 0.05);
-        if (ratio < 4.5) faint.push(`${ratio.toFixed(2)}: ${node.className} ${walk.currentNode.data}`);
-    }
-    return faint;
-}"""
+        assert await page.evaluate(pages.TOO_FAINT) == []
 
 
 async def test_it_can_be_walked_by_landmarks_and_headings(hub: Served, browser: Browser) -> None:
