@@ -185,7 +185,7 @@ def _missing(
         return ["no agent is in any stage so far" if situation.agents else "no agent is in its scope"]
     missing = []
     if not any(agent.online for agent in joined):
-        missing.append(f"none of the {len(joined)} agents that it adds is online")
+        missing.append(f"of the agents that it adds ({len(joined)}) none is online")
     late = [
         f"{agent.place} {agent.report.state if agent.report else trials.State.WAITING}"
         for agent in _by_place(exposed)
@@ -214,8 +214,8 @@ def _results(situation: Situation) -> tuple[int, str]:
 def _praise(situation: Situation, stage: stages.Stage, exposed: Sequence[Agent], passed_s: float) -> str:
     counted, of = _results(situation)
     return (
-        f"stage {stage}: every needed gate passed on {counted} {of}, "
-        f"{len(exposed)} agents exposed, after {passed_s:.0f} s"
+        f"stage {stage}: every needed gate passed on {counted} {of} after {passed_s:.0f} s; "
+        f"exposed: {len(exposed)} of {len(situation.agents)} agents"
     )
 
 

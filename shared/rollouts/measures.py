@@ -99,7 +99,9 @@ class Measures(msgspec.Struct, kw_only=True):
         ours, others = sum(mine.values()), sum(theirs.values())
         if not ours or not others:
             return None
-        return sum(abs(mine.get(key, 0) / ours - theirs.get(key, 0) / others) for key in mine | theirs) / 2
+        # In whole numbers, so that it is the same both ways and never above 1.
+        apart = sum(abs(mine.get(key, 0) * others - theirs.get(key, 0) * ours) for key in mine | theirs)
+        return apart / (2 * ours * others)
 
     def _count(self, label: str, count: int) -> None:
         if label not in self.labels and label not in (UNLABELLED, OTHERS) and self._is_full():

@@ -6,7 +6,7 @@ import decimal
 import re
 from typing import Final
 
-_NUMBER: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,30})?")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
 
 
 def parse(text: str) -> float | None:
