@@ -272,14 +272,15 @@ class Client:
         """
         return self._json("POST", "/v1/rollouts", patience_s=0.0, **_body(wanted))
 
-    def change_rollout(self, rollout_id: str, change: str, reason: str = "") -> Answer:
-        """Promote, pause, resume or rollback. Asked once: a repetition could promote it twice."""
-        return self._json(
-            "POST",
-            f"/v1/rollouts/{_quoted(rollout_id)}/{change}",
-            patience_s=0.0,
-            **_body({"reason": reason}),
-        )
+    def change_rollout(
+        self, rollout_id: str, change: str, reason: str = "", stage: int | None = None
+    ) -> Answer:
+        """Promote, pause, resume or rollback; with `stage` only if the rollout is in that one.
+
+        So a promotion that got no answer and is asked for again never goes on by two stages.
+        """
+        path = f"/v1/rollouts/{_quoted(rollout_id)}/{change}"
+        return self._json("POST", path, **_body({"reason": reason, "stage": stage}))
 
     def _pages(self, path: str, what: str, limit: int, wanted: Query) -> Iterator[Answer]:
         cursor: str | None = None

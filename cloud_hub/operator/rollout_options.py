@@ -72,7 +72,7 @@ def add(add_command: Add, everywhere: Callable[[], argparse.ArgumentParser], sec
     for name, what in (
         ("promote", "go on to the next stage now, whatever the gates say"),
         ("pause", "stay as it is: nothing is judged until it is resumed"),
-        ("resume", "go on with a paused one, its stage from the start"),
+        ("resume", "go on with a paused one; the time of its stage begins anew"),
         ("rollback", "end it: all agents go back to the version before"),
     ):
         change = one(name, what)

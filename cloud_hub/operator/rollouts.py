@@ -69,7 +69,8 @@ def _show(hub: client.Client, arguments: argparse.Namespace) -> int:
 
 
 def _change(hub: client.Client, arguments: argparse.Namespace) -> int:
-    return _tell(hub.change_rollout(arguments.id, arguments.rollout, arguments.reason), arguments)
+    stage = hub.rollout(arguments.id)["stage"] if arguments.rollout == "promote" else None
+    return _tell(hub.change_rollout(arguments.id, arguments.rollout, arguments.reason, stage), arguments)
 
 
 def _tell(found: client.Answer, arguments: argparse.Namespace) -> int:
