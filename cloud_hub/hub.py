@@ -221,6 +221,7 @@ def _server(application: FastAPI, policy: settings.Http) -> uvicorn.Server:
             port=policy.port,
             log_level="warning",
             access_log=False,
+            proxy_headers=False,  # nothing here asks where a client is
             lifespan="off",
             timeout_graceful_shutdown=int(STOP_S),
         )

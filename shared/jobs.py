@@ -144,6 +144,7 @@ _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _PLACE: Final = re.compile(r"`\$\.(\w+)")
 """The field that msgspec names in an error, as in "at `$.inputs[0].shape`"."""
 _FIELDS: Final = {field.name for field in msgspec.structs.fields(Metadata)}
+_NOTHING_SAID: Final = Metadata()
 _body_decoder: Final = msgspec.json.Decoder(_Body)
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 
@@ -294,11 +295,14 @@ def _arrow_rows(payload: bytes) -> int:
 
 def read_metadata(fields: Mapping[str, Any]) -> Metadata:
     """The metadata among `fields`, of which values may be text, as in a query. Raises Rejected."""
+    said = {name: value for name, value in fields.items() if name in _FIELDS}
+    if not said:
+        return _NOTHING_SAID
     try:
-        metadata = msgspec.convert({k: v for k, v in fields.items() if k in _FIELDS}, Metadata, strict=False)
+        metadata = msgspec.convert(said, Metadata, strict=False)
     except msgspec.ValidationError as error:
         raise Rejected(f"the metadata cannot be read: {error}", _place(error)) from None
-    for field in _FIELDS:
+    for field in said:
         _check_text(field, getattr(metadata, field))
     if metadata.priority is not None and metadata.priority not in tasks.PRIORITIES:
         raise Rejected(f"priority {metadata.priority} is not between 0 and 9", "priority")

@@ -24,6 +24,7 @@ from cloud_hub.api import (
     problems,
     queues,
     results,
+    shortcut,
     snapshots,
     submissions,
     submit,
@@ -114,6 +115,7 @@ def create(
         pages.pages(),
     ):
         app.include_router(router)
+    app.add_middleware(shortcut.Shortcut, routes=submit.routes())
     app.add_middleware(metrics.RequestMetrics, collect=hub.registry)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

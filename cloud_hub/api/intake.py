@@ -6,7 +6,7 @@ Arrow IPC stream with one row a task. It is taken whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -21,10 +21,10 @@ MAX_FAULTS: Final = 100
 UNSAID: Final = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 """Content types that clients send when they were told none: the body's first bytes say what it is."""
 
-METADATA: Final = tuple(field.name for field in msgspec.structs.fields(jobs.Metadata))
+METADATA: Final = frozenset(field.name for field in msgspec.structs.fields(jobs.Metadata))
 """The names of the metadata: fields of JSON, columns of an Arrow batch."""
 
-_SAID: Final = ("model", "model_name", "device", *METADATA)
+_SAID: Final = METADATA | {"model", "model_name", "device"}
 
 
 class _Batch(msgspec.Struct):
@@ -107,7 +107,7 @@ def _take(raw: Raw, max_bytes: int) -> Taken:
         said = _said(raw.body)
         model = _agree(model, said.get("model"), said.get("model_name"))
         device = device or said.get("device")
-        beside = {name: said[name] for name in METADATA if name in said} | beside
+        beside = {name: value for name, value in said.items() if name in METADATA} | beside
     if model is None:
         raise jobs.Rejected(
             "no model is named: say ?model=NAME or ?model=NAME@VERSION, or 'model' in a JSON body", "model"
@@ -163,11 +163,13 @@ def _arrow_tasks(body: bytes, max_tasks: int) -> Iterator[Raw]:
                 f"the Arrow stream has no column {name!r}; it has {', '.join(table.column_names)}",
                 where=name,
             )
-    return (_row(row) for part in table.to_batches(max_chunksize=256) for row in part.to_pylist())
+    said = [name for name in table.column_names if name in METADATA]
+    return (_row(row, said) for part in table.to_batches(max_chunksize=256) for row in part.to_pylist())
 
 
-def _row(row: Mapping[str, Any]) -> Raw:
-    properties = {name: row[name] for name in METADATA if row.get(name) is not None}
+def _row(row: Mapping[str, Any], said: Sequence[str]) -> Raw:
+    """`said`: the columns of metadata."""
+    properties = {name: row[name] for name in said if row[name] is not None}
     payload = row["payload"]
     if isinstance(payload, str):
         payload = payload.encode()
@@ -187,7 +189,7 @@ def _said(body: bytes) -> dict[str, Any]:
     """What a JSON task says of itself outside of `parameters`, of what this module and the metadata know."""
     try:
         fields = _fields.decode(body)
-        said = {name: msgspec.json.decode(fields[name]) for name in _SAID if name in fields}
+        said = {name: msgspec.json.decode(raw) for name, raw in fields.items() if name in _SAID}
     except _UNREADABLE as error:
         raise jobs.Rejected(f"the JSON body cannot be read: {error}") from None
     for name in ("model", "model_name", "device"):

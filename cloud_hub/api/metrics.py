@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -44,6 +45,9 @@ class RequestMetrics:
 
     def __init__(self, app: ASGIApp, collect: registry.CollectorRegistry) -> None:
         self._app = app
+        self._children = functools.cache(
+            self._of
+        )  # as many as routes and statuses: finding them anew is slow
         self._requests = prometheus_client.Counter(
             "backhaul_http_requests",
             "Requests answered.",
@@ -67,11 +71,17 @@ class RequestMetrics:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
-                self._requests.labels(scope["method"], route, str(message["status"])).inc()
-                self._seconds.labels(route).observe(time.perf_counter() - began)
+                counter, histogram = self._children(scope["method"], route, message["status"])
+                counter.inc()
+                histogram.observe(time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, counted)
+
+    def _of(
+        self, method: str, route: str, status: int
+    ) -> tuple[prometheus_client.Counter, prometheus_client.Histogram]:
+        return self._requests.labels(method, route, str(status)), self._seconds.labels(route)
 
 
 class FleetMetrics(registry.Collector):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeAlias
@@ -274,45 +274,63 @@ def documented(*kinds: Kind) -> Responses:
 
 def install(app: FastAPI) -> None:
     """Have every error of `app` answered as a problem, and its kinds explained."""
+    for kind, handler in _ANSWERS.items():
+        app.add_exception_handler(kind, handler)
+    app.add_exception_handler(Exception, _internal)
 
-    async def problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        return error.response(request)
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        faults = [(_path(fault["loc"]), str(fault["msg"])) for fault in error.errors()]
-        detail = "; ".join(f"{where}: {what}" for where, what in faults[:5])
-        return Problem(INVALID, detail, faults=faults).response(request)
+async def answer(request: Request, error: Exception) -> Response | None:
+    """The answer to a request that ended in `error`; None for one that nobody foresaw."""
+    for kind in type(error).__mro__:
+        if kind in _ANSWERS:
+            return await _ANSWERS[kind](request, error)
+    return None
 
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return _of_http(request, error).response(request)
 
-    async def unavailable(request: Request, error: Exception) -> Response:
-        log.warning("%s %s: PostgreSQL cannot be used: %s", request.method, request.url.path, error)
-        return Problem(
-            UNAVAILABLE,
-            "PostgreSQL cannot be reached; try again soon, with the same idempotency key",
-            retry_after_s=UNAVAILABLE_RETRY_S,
-        ).response(request)
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response(request)
 
-    async def internal(request: Request, error: Exception) -> Response:
-        # Starlette raises the error again after this answer, so that the server logs it with its trace.
-        return Problem(INTERNAL, f"{type(error).__name__}; the hub's log at this time has the rest").response(
-            request
-        )
 
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=GONE)  # nobody is there to read it
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [(_path(fault["loc"]), str(fault["msg"])) for fault in error.errors()]
+    detail = "; ".join(f"{where}: {what}" for where, what in faults[:5])
+    return Problem(INVALID, detail, faults=faults).response(request)
 
-    app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Problem, problem)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    for lost in pool.UNAVAILABLE:
-        app.add_exception_handler(lost, unavailable)
-    app.add_exception_handler(Exception, internal)
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _of_http(request, error).response(request)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    log.warning("%s %s: PostgreSQL cannot be used: %s", request.method, request.url.path, error)
+    return Problem(
+        UNAVAILABLE,
+        "PostgreSQL cannot be reached; try again soon, with the same idempotency key",
+        retry_after_s=UNAVAILABLE_RETRY_S,
+    ).response(request)
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again after this answer, so that the server logs it with its trace.
+    return Problem(INTERNAL, f"{type(error).__name__}; the hub's log at this time has the rest").response(
+        request
+    )
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)  # nobody is there to read it
+
+
+_ANSWERS: Final[dict[type, Callable[[Request, Exception], Awaitable[Response]]]] = {
+    ClientDisconnect: _gone,
+    Problem: _problem,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    **dict.fromkeys(pool.UNAVAILABLE, _unavailable),
+}
 
 
 def _path(location: Sequence[int | str]) -> str:

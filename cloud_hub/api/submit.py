@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 
 from cloud_hub import queues
 from cloud_hub.api import admission, context, intake, problems, submissions, task_view
@@ -184,8 +185,9 @@ async def _present_state(hub: context.Hub, task_id: bytes) -> tasks.State:
     responses=_TAKEN,
     openapi_extra=_MANY,
 )
-async def submit_batch(request: Request, hub: context.Dependency) -> Response:
+async def submit_batch(request: Request) -> Response:
     """Take many tasks in one transaction. If one of them cannot be taken none is, and all faults are told."""
+    hub = context.of(request)
     async with hub.bodies.read(request, hub.settings.max_batch_bytes) as body:
         taken = await asyncio.to_thread(
             intake.batch,
@@ -197,6 +199,11 @@ async def submit_batch(request: Request, hub: context.Dependency) -> Response:
         stored = await _commit(hub, taken)
     answer = [{"task_id": tasks.format_id(one.task_id), "repeated": one.repeated} for one in stored]
     return Response(msgspec.json.encode({"tasks": answer}), status_code=202, media_type=jobs.JSON)
+
+
+def routes() -> list[APIRoute]:
+    """The routes of this module, whose endpoints take the request as it is."""
+    return [route for route in router.routes if isinstance(route, APIRoute)]
 
 
 async def _commit(hub: context.Hub, taken: list[intake.Taken]) -> list[task_store.Submitted]:

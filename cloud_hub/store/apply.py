@@ -10,7 +10,7 @@ from typing import Any, Final
 import psycopg
 import pyarrow as pa
 
-from cloud_hub.store import copy, ends, ids, pool, sql, tallies, verdicts
+from cloud_hub.store import arrays, copy, ends, pool, sql, tallies, verdicts
 from shared import wire
 from shared.tasks import DEFAULT_QUEUE, State
 
@@ -119,11 +119,11 @@ async def _bury(connection: pool.Connection, agent_id: int, reports: Sequence[ve
         {
             "agent_id": agent_id,
             "queue": DEFAULT_QUEUE,
-            "task_ids": ids.array(own),
-            "states": [state.value for state, _ in closing],
-            "reasons": [reason and reason.value for _, reason in closing],
-            "errors": [report.error for report in own.values()],
-            "items_done": [report.items_done for report in own.values()],
+            "task_ids": arrays.ids(own),
+            "states": arrays.texts(state.value for state, _ in closing),
+            "reasons": arrays.texts(reason and reason.value for _, reason in closing),
+            "errors": arrays.texts(report.error for report in own.values()),
+            "items_done": arrays.numbers(report.items_done for report in own.values()),
         },
     )
     return {task_id for (task_id,) in await cursor.fetchall()}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cloud_hub.store import ids, outgoing, pool, sql, verdicts
+from cloud_hub.store import arrays, outgoing, pool, sql, verdicts
 from shared import tasks, wire
 from shared.tasks import State
 
@@ -53,7 +53,7 @@ def merge(outcomes: Iterable[Outcome]) -> Outcome:
 
 async def lock(connection: pool.Connection, task_ids: Iterable[bytes]) -> dict[bytes, verdicts.Standing]:
     """The tasks among `task_ids` that the hub knows, as they stand, locked until the transaction ends."""
-    wanted = {"task_ids": ids.array(task_ids)}
+    wanted = {"task_ids": arrays.ids(task_ids)}
     async with connection.cursor(binary=True) as cursor:
         rows = await (await cursor.execute(_SQL["lock"], wanted)).fetchall()
         leases = {
@@ -87,21 +87,21 @@ async def settle(
     if not changes:
         return Outcome()
     columns = {
-        "task_ids": ids.array(change.standing.task_id for change in changes),
-        "was": [change.standing.state.value for change in changes],
-        "states": [change.state.value for change in changes],
-        "reasons": [change.reason and change.reason.value for change in changes],
-        "errors": [change.error for change in changes],
-        "items_done": [change.items_done for change in changes],
-        "failures": [change.failures for change in changes],
-        "delays": [change.delay_s for change in changes],
+        "task_ids": arrays.ids(change.standing.task_id for change in changes),
+        "was": arrays.texts(change.standing.state.value for change in changes),
+        "states": arrays.texts(change.state.value for change in changes),
+        "reasons": arrays.texts(change.reason and change.reason.value for change in changes),
+        "errors": arrays.texts(change.error for change in changes),
+        "items_done": arrays.numbers(change.items_done for change in changes),
+        "failures": arrays.numbers(change.failures for change in changes),
+        "delays": arrays.numbers(change.delay_s for change in changes),
     }
     completed = [change.standing.task_id for change in changes if change.state is State.COMPLETED]
     async with connection.pipeline():
         await connection.execute(_SQL["change"], columns)
         await connection.execute(_SQL["release"], columns)
         if completed:
-            await connection.execute(_SQL["drop_payloads"], {"task_ids": ids.array(completed)})
+            await connection.execute(_SQL["drop_payloads"], {"task_ids": arrays.ids(completed)})
     records = [record for change in changes for record in words(change, by)]
     return Outcome(
         ended=[
@@ -119,7 +119,7 @@ async def lose(connection: pool.Connection, standings: Sequence[verdicts.Standin
     many = [standing.task_id for standing in standings if standing.items > 1]
     done: dict[bytes, int] = {}
     if many:
-        cursor = await connection.execute(_SQL["checkpoints"], {"task_ids": ids.array(many)})
+        cursor = await connection.execute(_SQL["checkpoints"], {"task_ids": arrays.ids(many)})
         done = dict(await cursor.fetchall())
     return await settle(
         connection, [verdicts.lost(standing, done.get(standing.task_id, 0)) for standing in standings]
@@ -138,13 +138,13 @@ async def record(connection: pool.Connection, agent_id: int, reports: Sequence[v
         _SQL["record"],
         {
             "agent_id": agent_id,
-            "task_ids": ids.array(report.task_id for report in latest),
-            "attempts": [report.attempt for report in latest],
-            "states": [report.state.value for report in latest],
-            "reasons": [report.reason for report in latest],
-            "errors": [report.error for report in latest],
-            "items_done": [report.items_done for report in latest],
-            "run_us": [report.run_us for report in latest],
+            "task_ids": arrays.ids(report.task_id for report in latest),
+            "attempts": arrays.numbers(report.attempt for report in latest),
+            "states": arrays.texts(report.state.value for report in latest),
+            "reasons": arrays.texts(report.reason for report in latest),
+            "errors": arrays.texts(report.error for report in latest),
+            "items_done": arrays.numbers(report.items_done for report in latest),
+            "run_us": arrays.numbers(report.run_us for report in latest),
         },
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
@@ -54,11 +53,6 @@ def register(connection: psycopg.AsyncConnection[Any]) -> None:
     connection.adapters.register_dumper(Id, _BinaryDumper)
     connection.adapters.register_loader("uuid", _BinaryLoader)
     connection.adapters.register_loader("uuid", _TextLoader)
-
-
-def array(task_ids: Iterable[bytes]) -> list[Id]:
-    """What to pass for a `uuid[]`; as `%(name)b`, in binary, it costs a third of text."""
-    return [Id(task_id) for task_id in task_ids]
 
 
 def lowest(instant: datetime) -> Id:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import pyarrow as pa
 
-from cloud_hub.store import arrow, ids, pool, sql
+from cloud_hub.store import arrays, arrow, pool, sql
 from shared import lanes, wire
 
 LEASES: Final = lanes.Lane("leases")
@@ -50,13 +50,15 @@ async def append(connection: pool.Connection, records: Sequence[Record]) -> froz
         _SQL["append"],
         {
             "results_lane": str(RESULTS),
-            "agent_ids": [record.agent_id for record in records],
-            "lanes": [str(record.lane) for record in records],
-            "sizes": [record.size for record in records],
-            "kinds": [record.kind.name for record in records],
-            "task_ids": [None if record.task_id is None else ids.Id(record.task_id) for record in records],
-            "attempts": [record.attempt for record in records],
-            "bodies": [None if r.body is None else _TO_TEXT.encode(r.body).decode() for r in records],
+            "agent_ids": arrays.numbers(record.agent_id for record in records),
+            "lanes": arrays.texts(str(record.lane) for record in records),
+            "sizes": arrays.numbers(record.size for record in records),
+            "kinds": arrays.texts(record.kind.name for record in records),
+            "task_ids": arrays.ids(record.task_id for record in records),
+            "attempts": arrays.numbers(record.attempt for record in records),
+            "bodies": arrays.texts(
+                None if r.body is None else _TO_TEXT.encode(r.body).decode() for r in records
+            ),
         },
     )
     return frozenset(agent_id for (agent_id,) in await cursor.fetchall())

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from cloud_hub.scheduler import snapshot
-from cloud_hub.store import classes, ends, ids, leadership, outgoing, pool, sql, verdicts
+from cloud_hub.store import arrays, classes, ends, leadership, outgoing, pool, sql, verdicts
 from shared import tasks, wire
 
 _SQL: Final = sql.load("schedule")
@@ -120,11 +120,11 @@ async def grant(
                 "fair": fair,
                 "lane": str(outgoing.LEASES),
                 "kind": wire.LEASES.name,
-                "task_ids": ids.array(grant.task_id for grant in grants),
-                "agent_ids": [grant.agent_id for grant in grants],
-                "ttls": [grant.ttl_s for grant in grants],
-                "priorities": [grant.priority for grant in grants],
-                "whys": [grant.why for grant in grants],
+                "task_ids": arrays.ids(grant.task_id for grant in grants),
+                "agent_ids": arrays.numbers(grant.agent_id for grant in grants),
+                "ttls": arrays.numbers(grant.ttl_s for grant in grants),
+                "priorities": arrays.numbers(grant.priority for grant in grants),
+                "whys": arrays.texts(grant.why for grant in grants),
             },
         )
         rows = await cursor.fetchall()
@@ -142,9 +142,9 @@ async def renew(connection: pool.Connection, agent_id: int, renewals: Sequence[R
         {
             "agent_id": agent_id,
             "ttl_s": ttl_s,
-            "task_ids": ids.array(renewal.task_id for renewal in renewals),
-            "attempts": [renewal.attempt for renewal in renewals],
-            "progress": [renewal.progress for renewal in renewals],
+            "task_ids": arrays.ids(renewal.task_id for renewal in renewals),
+            "attempts": arrays.numbers(renewal.attempt for renewal in renewals),
+            "progress": arrays.numbers(renewal.progress for renewal in renewals),
         },
     )
     return cursor.rowcount
@@ -229,7 +229,7 @@ async def stop(
     cursor = await connection.execute(
         _SQL["stop"],
         {
-            "task_ids": ids.array(task_id for task_id, _ in victims),
+            "task_ids": arrays.ids(task_id for task_id, _ in victims),
             "attempts": [attempt for _, attempt in victims],
             "urgent": whom,
         },

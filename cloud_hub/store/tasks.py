@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 from psycopg.rows import dict_row
 
-from cloud_hub.store import classes, copy, ends, ids, pool, sql, verdicts
+from cloud_hub.store import arrays, classes, copy, ends, ids, pool, sql, verdicts
 from shared import jobs, tasks, topics
 
 _SQL: Final = sql.load("tasks")
@@ -38,7 +38,13 @@ _TASK_COLUMNS: Final = pa.schema(
         "client_id": pa.string(),
     }
 )
+
 _PAYLOAD_COLUMNS: Final = pa.schema({"task_id": pa.binary(16), "body": pa.binary()})
+
+_WRITERS: Final[dict[str, Callable[..., str]]] = {
+    field.name: arrays.of(field.type) for field in _TASK_COLUMNS
+}
+"""How each column is written for a statement."""
 
 COPY_FROM: Final = 64
 """So many tasks are written by COPY; fewer by INSERT, which takes one round trip instead of four."""
@@ -180,8 +186,7 @@ async def _store(connection: pool.Connection, submissions: Sequence[Submission])
     columns = await _task_columns(connection, submissions)
     bodies = [submission.job.payload for submission in submissions]
     if len(submissions) < COPY_FROM:
-        task_ids = ids.array(columns.pop("task_id"))
-        await connection.execute(_SQL["insert"], {"task_ids": task_ids, "bodies": bodies, **columns})
+        await connection.execute(_SQL["insert"], {**_written(columns), "bodies": bodies})
         return
     payloads = {"task_id": columns["task_id"], "body": bodies}
     await copy.copy_in(connection, "tasks", pa.RecordBatch.from_pydict(columns, schema=_TASK_COLUMNS))
@@ -197,7 +202,7 @@ async def _claim(connection: pool.Connection, submissions: Sequence[Submission])
     if not keys:
         return keys
     cursor = await connection.execute(
-        _SQL["claim"], {"keys": list(keys), "task_ids": ids.array(keys.values())}
+        _SQL["claim"], {"keys": arrays.texts(keys), "task_ids": arrays.ids(keys.values())}
     )
     return dict(await cursor.fetchall())
 
@@ -242,6 +247,11 @@ async def _task_columns(
         "idempotency_key": [one.idempotency_key for one in metadata],
         "client_id": [job.client_id for job in submitted],
     }
+
+
+def _written(columns: Mapping[str, list[Any]]) -> dict[str, str | None]:
+    """Columns of tasks as a statement takes them; what no task says is left out."""
+    return {name: arrays.if_any(write, columns[name]) for name, write in _WRITERS.items()}
 
 
 async def get(connection: pool.Connection, task_id: bytes) -> Task | None:
@@ -308,10 +318,10 @@ async def requeue(connection: pool.Connection, task_ids: Sequence[bytes]) -> lis
 
     Failures are forgotten, the deadline too; rows of the failed run give way to those that will come.
     """
-    cursor = await connection.execute(_SQL["dead_letters"], {"task_ids": ids.array(task_ids)})
+    cursor = await connection.execute(_SQL["dead_letters"], {"task_ids": arrays.ids(task_ids)})
     letters = [task_id for (task_id,) in await cursor.fetchall()]
     if letters:
-        chosen = {"task_ids": ids.array(letters)}
+        chosen = {"task_ids": arrays.ids(letters)}
         await connection.execute(_SQL["clear_results"], chosen)
         await connection.execute(_SQL["requeue"], chosen)
     return letters

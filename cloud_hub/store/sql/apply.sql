@@ -56,7 +56,7 @@ SELECT
     CASE e.state WHEN 'COMPLETED' THEN greatest(r.items, e.items_done, 1) ELSE e.items_done END,
     0, 0, 1, 5, coalesce(r.model, ''), r.version, r.device, %(queue)s, '', coalesce(r.observed_at, now())
 FROM unnest(
-    %(task_ids)b::uuid[], %(states)b::text[], %(reasons)b::text[], %(errors)b::text[], %(items_done)s::int[]
+    %(task_ids)s::uuid[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[], %(items_done)s::int[]
 ) AS e (task_id, state, reason, error, items_done)
 CROSS JOIN LATERAL (
     SELECT

@@ -4,7 +4,7 @@ SELECT
     c.class_id, c.model, c.version, c.queue, c.selector, c.origin_agent,
     c.xmin IS DISTINCT FROM pg_current_xact_id_if_assigned()::xid
 FROM unnest(
-    %(models)b::text[], %(versions)b::text[], %(queues)b::text[], %(selectors)b::text[], %(origins)s::int[]
+    %(models)s::text[], %(versions)s::text[], %(queues)s::text[], %(selectors)s::text[], %(origins)s::int[]
 ) AS w (model, version, queue, selector, origin_agent)
 JOIN classes c USING (model, version, queue, selector, origin_agent);
 
@@ -12,7 +12,7 @@ JOIN classes c USING (model, version, queue, selector, origin_agent);
 -- In one order, so that two of these never wait for each other.
 INSERT INTO classes (model, version, queue, selector, origin_agent)
 SELECT * FROM unnest(
-    %(models)b::text[], %(versions)b::text[], %(queues)b::text[], %(selectors)b::text[], %(origins)s::int[]
+    %(models)s::text[], %(versions)s::text[], %(queues)s::text[], %(selectors)s::text[], %(origins)s::int[]
 ) AS w (model, version, queue, selector, origin_agent)
 ORDER BY model, version, queue, selector, origin_agent
 ON CONFLICT DO NOTHING;

@@ -5,13 +5,13 @@ SELECT
     coalesce(t.deadline_at <= now(), false) AS overdue,
     t.origin_agent
 FROM tasks t
-WHERE t.task_id = ANY (%(task_ids)b::uuid[])
+WHERE t.task_id = ANY (%(task_ids)s::uuid[])
 ORDER BY t.task_id
 FOR UPDATE OF t;
 
 -- name: leases
 -- Read after the tasks are locked: nobody grants or takes them now.
-SELECT task_id, agent_id, attempt FROM leases WHERE task_id = ANY (%(task_ids)b::uuid[]);
+SELECT task_id, agent_id, attempt FROM leases WHERE task_id = ANY (%(task_ids)s::uuid[]);
 
 -- name: origins
 -- All epochs of the places of these agents.
@@ -31,8 +31,8 @@ UPDATE tasks t SET
     not_before = now() + make_interval(secs => nullif(c.delay_s, 0)),
     finished_at = CASE WHEN c.state IN ('COMPLETED', 'TERMINATED') THEN now() END
 FROM unnest(
-    %(task_ids)b::uuid[], %(was)b::text[], %(states)b::text[], %(reasons)b::text[], %(errors)b::text[],
-    %(items_done)s::int[], %(failures)s::smallint[], %(delays)b::float8[]
+    %(task_ids)s::uuid[], %(was)s::text[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[],
+    %(items_done)s::int[], %(failures)s::smallint[], %(delays)s::float8[]
 ) AS c (task_id, was, state, reason, error, items_done, failures, delay_s)
 WHERE t.task_id = c.task_id AND t.state = c.was;
 
@@ -45,8 +45,8 @@ SELECT
     r.task_id, r.attempt, %(agent_id)s, l.granted_at, r.state, r.reason, r.error, r.items_done, r.run_us,
     l.why
 FROM unnest(
-    %(task_ids)b::uuid[], %(attempts)s::smallint[], %(states)b::text[], %(reasons)b::text[],
-    %(errors)b::text[], %(items_done)s::int[], %(run_us)s::bigint[]
+    %(task_ids)s::uuid[], %(attempts)s::smallint[], %(states)s::text[], %(reasons)s::text[],
+    %(errors)s::text[], %(items_done)s::int[], %(run_us)s::bigint[]
 ) AS r (task_id, attempt, state, reason, error, items_done, run_us)
 LEFT JOIN leases l USING (task_id, attempt)
 ON CONFLICT (task_id, attempt) DO UPDATE SET
@@ -60,7 +60,7 @@ WHERE a.agent_id = excluded.agent_id;
 WITH released AS (
     DELETE FROM leases l
     USING unnest(
-        %(task_ids)b::uuid[], %(states)b::text[], %(reasons)b::text[], %(errors)b::text[], %(items_done)s::int[]
+        %(task_ids)s::uuid[], %(states)s::text[], %(reasons)s::text[], %(errors)s::text[], %(items_done)s::int[]
     ) AS c (task_id, state, reason, error, items_done)
     WHERE l.task_id = c.task_id
         AND NOT EXISTS (SELECT FROM tasks t WHERE t.task_id = l.task_id AND t.state = 'PROCESSING')
@@ -72,7 +72,7 @@ SELECT task_id, attempt, agent_id, granted_at, state, reason, error, items_done,
 ON CONFLICT (task_id, attempt) DO NOTHING;
 
 -- name: drop_payloads
-DELETE FROM payloads WHERE task_id = ANY (%(task_ids)b::uuid[]);
+DELETE FROM payloads WHERE task_id = ANY (%(task_ids)s::uuid[]);
 
 -- name: checkpoints
 -- Of tasks of many items, the first item without a row: what is before it need not run again.
@@ -84,5 +84,5 @@ LEFT JOIN LATERAL (
     ORDER BY g.item
     LIMIT 1
 ) AS n ON true
-WHERE t.task_id = ANY (%(task_ids)b::uuid[]) AND t.items > 1
+WHERE t.task_id = ANY (%(task_ids)s::uuid[]) AND t.items > 1
 GROUP BY t.task_id, t.items;

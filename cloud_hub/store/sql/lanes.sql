@@ -18,7 +18,7 @@ VALUES (%(agent_id)s, %(lane)s, %(header)s::jsonb, %(payload)s, %(error)s);
 -- name: report
 INSERT INTO up_lanes AS u (agent_id, lane, numbered)
 SELECT %(agent_id)s, lane, numbered
-FROM unnest(%(lanes)b::text[], %(numbered)s::bigint[]) AS r (lane, numbered)
+FROM unnest(%(lanes)s::text[], %(numbered)s::bigint[]) AS r (lane, numbered)
 ORDER BY lane
 ON CONFLICT (agent_id, lane) DO UPDATE SET numbered = excluded.numbered
 WHERE excluded.numbered > u.numbered;

@@ -18,8 +18,8 @@ WITH fresh AS (
             WHERE a.agent_id = r.agent_id
         ) ELSE r.agent_id END AS agent_id
     FROM unnest(
-        %(agent_ids)s::int[], %(lanes)b::text[], %(sizes)s::int[], %(kinds)b::text[],
-        %(task_ids)b::uuid[], %(attempts)s::smallint[], %(bodies)b::text[]
+        %(agent_ids)s::int[], %(lanes)s::text[], %(sizes)s::int[], %(kinds)s::text[],
+        %(task_ids)s::uuid[], %(attempts)s::smallint[], %(bodies)s::text[]
     ) WITH ORDINALITY AS r (agent_id, lane, size, kind, task_id, attempt, body, position)
 ),
 totals AS (

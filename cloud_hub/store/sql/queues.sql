@@ -29,7 +29,7 @@ DELETE FROM queues WHERE name = %(name)s;
 -- name: hold
 -- Who admits to a queue with a limit does so alone, here and in other hubs, until the commit.
 SELECT pg_advisory_xact_lock(%(class)s, place) FROM (
-    SELECT DISTINCT hashtext(name) AS place FROM unnest(%(queues)b::text[]) AS q (name) ORDER BY place
+    SELECT DISTINCT hashtext(name) AS place FROM unnest(%(queues)s::text[]) AS q (name) ORDER BY place
 ) AS places;
 
 -- name: depths
@@ -38,18 +38,18 @@ SELECT
     c.queue, d.priority, sum(d.queued)::bigint,
     coalesce(sum(d.queued) FILTER (WHERE c.origin_agent = 0), 0)::bigint
 FROM depths d JOIN classes c USING (class_id)
-WHERE c.queue = ANY (%(queues)b::text[])
+WHERE c.queue = ANY (%(queues)s::text[])
 GROUP BY c.queue, d.priority
 HAVING sum(d.queued) > 0;
 
 -- name: known_keys
-SELECT key FROM idempotency_keys WHERE key = ANY (%(keys)b::text[]);
+SELECT key FROM idempotency_keys WHERE key = ANY (%(keys)s::text[]);
 
 -- name: youngest
 -- Of each queue and priority so many of the youngest waiting tasks, read off the ends of their classes in
 -- the index. Not those that agents handed over: somebody's device waits for these.
 WITH wanted AS (
-    SELECT * FROM unnest(%(queues)b::text[], %(priorities)s::smallint[], %(counts)s::int[])
+    SELECT * FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(counts)s::int[])
         AS w (queue, priority, n)
 ),
 heads AS MATERIALIZED (

@@ -70,13 +70,13 @@ WITH lead AS (
 ),
 wanted AS (
     SELECT * FROM unnest(
-        %(task_ids)b::uuid[], %(agent_ids)s::int[], %(ttls)b::float8[], %(priorities)s::smallint[],
-        %(whys)b::text[]
+        %(task_ids)s::uuid[], %(agent_ids)s::int[], %(ttls)s::float8[], %(priorities)s::smallint[],
+        %(whys)s::text[]
     ) WITH ORDINALITY AS w (task_id, agent_id, ttl_s, priority, why, position)
 ),
 held AS MATERIALIZED (
     SELECT t.task_id, t.state, t.not_before FROM tasks t
-    WHERE t.task_id = ANY (%(task_ids)b::uuid[]) AND EXISTS (SELECT FROM lead)
+    WHERE t.task_id = ANY (%(task_ids)s::uuid[]) AND EXISTS (SELECT FROM lead)
     ORDER BY t.task_id
     FOR UPDATE SKIP LOCKED
 ),
@@ -123,7 +123,7 @@ ORDER BY p.position;
 WITH moved AS (
     SELECT l.task_id, r.progress
     FROM leases l
-    JOIN unnest(%(task_ids)b::uuid[], %(attempts)s::smallint[], %(progress)s::bigint[])
+    JOIN unnest(%(task_ids)s::uuid[], %(attempts)s::smallint[], %(progress)s::bigint[])
         AS r (task_id, attempt, progress) ON l.task_id = r.task_id AND l.attempt = r.attempt
     WHERE l.agent_id = %(agent_id)s AND l.progress IS DISTINCT FROM r.progress
     FOR UPDATE OF l SKIP LOCKED
@@ -169,7 +169,7 @@ LIMIT %(limit)s;
 -- name: stop
 -- Those that still run as they were seen to are asked to make room; for whom is noted beside why they ran.
 WITH victims AS (
-    SELECT * FROM unnest(%(task_ids)b::uuid[], %(attempts)s::smallint[], %(urgent)b::text[])
+    SELECT * FROM unnest(%(task_ids)s::uuid[], %(attempts)s::smallint[], %(urgent)s::text[])
         AS v (task_id, attempt, urgent)
 ),
 noted AS (

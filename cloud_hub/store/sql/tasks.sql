@@ -2,7 +2,7 @@
 -- One row a key, whether it is new or not; a key that another transaction is just claiming is waited
 -- for. In the order of the keys, so that two of these never wait for each other.
 INSERT INTO idempotency_keys AS k (key, task_id)
-SELECT key, task_id FROM unnest(%(keys)b::text[], %(task_ids)b::uuid[]) AS c (key, task_id) ORDER BY key
+SELECT key, task_id FROM unnest(%(keys)s::text[], %(task_ids)s::uuid[]) AS c (key, task_id) ORDER BY key
 ON CONFLICT (key) DO UPDATE SET task_id = k.task_id
 RETURNING key, task_id;
 
@@ -16,14 +16,14 @@ WITH stored AS (
         model, queue, content_type, version, device, traceparent, idempotency_key, client_id
     )
     SELECT * FROM unnest(
-        %(task_ids)b::uuid[], %(observed_at)s::timestamptz[], %(deadline_at)s::timestamptz[],
+        %(task_id)s::uuid[], %(observed_at)s::timestamptz[], %(deadline_at)s::timestamptz[],
         %(class_id)s::int[], %(timeout_ms)s::bigint[], %(items)s::int[], %(payload_bytes)s::int[],
-        %(priority)s::smallint[], %(max_attempts)s::smallint[], %(model)b::text[], %(queue)b::text[],
-        %(content_type)b::text[], %(version)b::text[], %(device)b::text[], %(traceparent)b::text[],
-        %(idempotency_key)b::text[], %(client_id)b::text[]
+        %(priority)s::smallint[], %(max_attempts)s::smallint[], %(model)s::text[], %(queue)s::text[],
+        %(content_type)s::text[], %(version)s::text[], %(device)s::text[], %(traceparent)s::text[],
+        %(idempotency_key)s::text[], %(client_id)s::text[]
     )
 )
-INSERT INTO payloads (task_id, body) SELECT * FROM unnest(%(task_ids)b::uuid[], %(bodies)b::bytea[]);
+INSERT INTO payloads (task_id, body) SELECT * FROM unnest(%(task_id)s::uuid[], %(bodies)b::bytea[]);
 
 -- name: select
 -- The tasks are chosen before anything is joined to them, so that a page is read off an index.
@@ -60,7 +60,7 @@ SELECT body FROM payloads WHERE task_id = %(task_id)s;
 -- name: dead_letters
 -- Those that can run again: their payload is there.
 SELECT t.task_id FROM tasks t
-WHERE t.task_id = ANY (%(task_ids)b::uuid[]) AND t.state = 'TERMINATED'
+WHERE t.task_id = ANY (%(task_ids)s::uuid[]) AND t.state = 'TERMINATED'
     AND EXISTS (SELECT FROM payloads p WHERE p.task_id = t.task_id)
 ORDER BY t.task_id
 FOR UPDATE OF t;
@@ -68,7 +68,7 @@ FOR UPDATE OF t;
 -- name: clear_results
 -- A row that says how the last run failed would stand in the way of a better one.
 WITH cleared AS (
-    DELETE FROM results WHERE task_id = ANY (%(task_ids)b::uuid[]) AND outcome <> 'ok' RETURNING *
+    DELETE FROM results WHERE task_id = ANY (%(task_ids)s::uuid[]) AND outcome <> 'ok' RETURNING *
 )
 INSERT INTO shadows (task_id, item, agent_id, attempt, score, outcome, label)
 SELECT task_id, item, agent_id, attempt, score, outcome, label FROM cleared;
@@ -76,7 +76,7 @@ SELECT task_id, item, agent_id, attempt, score, outcome, label FROM cleared;
 -- name: requeue
 UPDATE tasks SET
     state = 'QUEUED', reason = NULL, error = NULL, finished_at = NULL, deadline_at = NULL, failures = 0
-WHERE task_id = ANY (%(task_ids)b::uuid[]) AND state = 'TERMINATED';
+WHERE task_id = ANY (%(task_ids)s::uuid[]) AND state = 'TERMINATED';
 
 -- name: forget
 -- Ended tasks of long ago, with all that belongs to them but their result rows.
