@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloud_hub.store import arrow, copy, ids, pool, rollouts, sql, targets
+from cloud_hub.store import arrays, arrow, copy, ids, pool, rollouts, sql, targets
 from shared import tasks, topics
 from shared.rollouts import measures
 
@@ -164,7 +164,7 @@ async def _add(connection: pool.Connection, counted: Counted) -> None:
     """Add counts to what is there, in one order of rows for everybody."""
     keys = sorted(counted)
     where = {
-        "rollout_ids": ids.array(key.rollout_id for key in keys),
+        "rollout_ids": arrays.ids(key.rollout_id for key in keys),
         "stages": [key.stage for key in keys],
         "agent_ids": [key.agent_id for key in keys],
         "versions": [key.version for key in keys],
@@ -194,7 +194,7 @@ async def _add(connection: pool.Connection, counted: Counted) -> None:
 async def read(connection: pool.Connection, rollout_ids: Collection[bytes]) -> dict[bytes, list[Tally]]:
     """All that was counted for some rollouts."""
     found: dict[bytes, list[Tally]] = {rollout_id: [] for rollout_id in rollout_ids}
-    cursor = await connection.execute(_SQL["read"], {"rollout_ids": ids.array(rollout_ids)})
+    cursor = await connection.execute(_SQL["read"], {"rollout_ids": arrays.ids(rollout_ids)})
     for rollout_id, stage, site, name, version, items, failed, run_us, labels in await cursor.fetchall():
         measured = _measures(items, failed, run_us, labels)
         found[rollout_id].append(Tally(stage, str(topics.Agent(site, name)), version, measured))
