@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
+
+import msgspec
 
 from edge_agent import clock, engine, hub, models, overflow, replies, runner, settings, verdicts, window
 from edge_agent.journal import errors, journal, records
@@ -59,6 +61,8 @@ class Intake:
         self._policy = policy
         self._on_overflow = on_overflow
         self._inbox = link.Inbox(policy.intake.in_flight)
+        self.tags: Mapping[str, Collection[str]] = {}
+        """By model, the user properties of its jobs by which a version is chosen."""
         self.counts: Counter[str] = Counter()
         self.decisions: deque[tuple[str, overflow.Decision]] = deque(maxlen=REMEMBERED)
         """The last decisions other than to run here at once, by task id."""
@@ -152,8 +156,15 @@ class Intake:
             client_id=job.client_id,
             traceparent=metadata.traceparent,
             idempotency_key=metadata.idempotency_key,
+            tags=self._tags(job),
             payload=job.payload,
         )
+
+    def _tags(self, job: jobs.Job) -> str | None:
+        """What the journal keeps of a job's user properties: that by which its version is chosen."""
+        keys = self.tags.get(job.model)
+        found = job.tags(keys) if keys is not None else None
+        return msgspec.json.encode(found).decode() if found else None
 
     def _answer_again(self, task: records.Task, known: records.Accepted) -> None:
         """A device repeated a job: it gets the reply of the first, now or when that has ended."""

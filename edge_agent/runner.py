@@ -14,11 +14,12 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from edge_agent import clock, ends, engine, leases, models, outcomes, slices, verdicts, window
 from edge_agent.journal import journal, records
+from edge_agent.trials import watch
 from shared import tasks
 
 log: Final = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Runner:
         self._long = 0
         """Tasks that run slice by slice."""
         self.running = 0
+        self.watching: Mapping[str, watch.Watch] = {}
+        """By model, who is told what came of its batches."""
         self.counts: Counter[str] = Counter()
         self._out = ends.Ends(
             book,
@@ -86,6 +89,11 @@ class Runner:
             on_again=self._again,
             syncs=syncs,
         )
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing runs here, and nothing waits to."""
+        return not self._busy and self._window.is_empty
 
     def offer(self, arrived: Sequence[records.Task]) -> None:
         """Tasks that the journal has committed and that are to run here."""
@@ -183,7 +191,7 @@ class Runner:
         if len(members) == 1 and slices.needed(turn.model, members[0].task):
             return self._judge_slices(await self._run_slices(turn.model, members[0]))
         made, run = await self._run_batch(turn.model, members)
-        return self._judge_batch(members, made, run)
+        return self._judge_batch(turn.model, members, made, run)
 
     async def _next_turn(self) -> window.Turn:
         while True:
@@ -271,6 +279,7 @@ class Runner:
             asked=self._asked,
             moved=self._moved,
             between=self._give_way,
+            ran=self._ran_slice,
             syncs=self._syncs,
         )
         self._long += 1
@@ -321,10 +330,18 @@ class Runner:
         self._leases.moves(task_id, items_done, self.counts["items"])
         return self._window.progressed(task_id, items_done)
 
+    def _ran_slice(self, model: models.Model, ran: watch.Ran, run_us: int) -> None:
+        if (told := self.watching.get(model.name)) is not None:
+            told(model, [ran], run_us)
+
     # What came of it
 
     async def _judge_batch(
-        self, members: Sequence[_Member], made: Sequence[Sequence[outcomes.Outcome]], run: verdicts.Run
+        self,
+        model: models.Model,
+        members: Sequence[_Member],
+        made: Sequence[Sequence[outcomes.Outcome]],
+        run: verdicts.Run,
     ) -> None:
         """End the tasks of a batch, or try again what may succeed then."""
         for member, result in zip(members, made, strict=True):
@@ -342,6 +359,11 @@ class Runner:
             else:
                 self.counts["failed"] += bool(failures)
                 await self._out.put(verdicts.completed(task, result, run, self._site))
+        if (told := self.watching.get(model.name)) is not None:
+            ran = [
+                watch.Ran(one.task, one.work, 0, result) for one, result in zip(members, made, strict=True)
+            ]
+            told(model, ran, run.run_us)
 
     def _stays(self, end: slices.End) -> bool:
         """Whether a task that stopped goes on here, later: a device's, unless its end has come."""

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 from edge_agent import clock, engine, models, outcomes, verdicts
 from edge_agent.journal import journal, records
 from edge_agent.oip import answers
+from edge_agent.trials import watch
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -91,11 +92,12 @@ class Slices:
         asked: Callable[[bytes], Stop | None],
         moved: Callable[[bytes, int], records.Task],
         between: Callable[[records.Task], Awaitable[None]],
+        ran: Callable[[models.Model, watch.Ran, int], None],
         syncs: bool,
     ) -> None:
         """`asked` says whether somebody wants the task to stop. `moved` is told how many items are done, and
         answers with the task as it is then: the hub may have leased a newer attempt at it meanwhile.
-        `between` runs what goes before the next slice."""
+        `between` runs what goes before the next slice; `ran` is told of each, with its microseconds."""
         self._task = task
         self._model = model
         self._engine = machine
@@ -105,6 +107,7 @@ class Slices:
         self._asked = asked
         self._moved = moved
         self._between = between
+        self._ran = ran
         self._syncs = syncs
         self._rows: list[records.ResultRow] = []
         self._bytes = 0
@@ -137,7 +140,9 @@ class Slices:
                 self._engine.run_items, self._model, items, first, first + self._model.max_batch
             )
             broken = None if self._last_try else _broken(made)
-            self._take(made if broken is None else made[: broken.position], self._run(began_us, began))
+            run = self._run(began_us, began)
+            self._ran(self._model, watch.Ran(self._task, work, first, made), run.run_us)
+            self._take(made if broken is None else made[: broken.position], run)
             if broken is not None:
                 return self._end(Stop.FAILED, broken.reason)
             if self._task.items_left:

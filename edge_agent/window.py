@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from edge_agent import batcher, clock, models, settings
 from edge_agent.journal import journal, records
+from edge_agent.trials import watch
 from shared import fairness
 
 
@@ -57,6 +58,8 @@ class Window:
         """Tasks here only to be ended: nothing else may take them from the journal."""
         self._stuck: set[bytes] = set()
         """Tasks that wait for a model that is not here (any more)."""
+        self.routes: Mapping[str, watch.Route] = {}
+        """By model, where it is not one version for all who name none."""
         self.tasks_total = 0
         """Tasks that wait or run, those in the journal alone included."""
         self.items: Counter[tuple[str, int]] = Counter()
@@ -74,6 +77,11 @@ class Window:
     def wants_more(self) -> bool:
         """True if tasks wait in the journal and there is room for them here."""
         return self._behind and not self._refilling and self._batcher.depth <= self._policy.window // 2
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing waits for its turn, here or in the journal."""
+        return not (self._behind or self._refilling or self._batcher.depth)
 
     def recover(self, counts: records.Counts) -> None:
         """The journal was opened with these waiting."""
@@ -244,12 +252,26 @@ class Window:
         self._stuck.clear()
         self._behind = True
 
+    def reroute(self, name: str) -> None:
+        """Another version of that model serves now: tasks that wait here and name none go there. Those in the
+        journal do anyway."""
+        for task_id, before in list(self._runs_on.items()):
+            task = self._tasks[task_id]
+            if before.name != name or task.version is not None or (now := self._model(task)) is before:
+                continue
+            if self._batcher.cancel(task_id) is not None:  # or it runs
+                self._runs_on[task_id] = now
+                self._batcher.offer(self._waiting(task, now), time.monotonic())
+
     def needs(self, key: models.Key) -> bool:
         """Whether a task waits or runs here that runs on that version, or may wait in the journal."""
         return self._behind or self._refilling or any(model.key == key for model in self._runs_on.values())
 
     def _model(self, task: records.Task) -> models.Model:
-        return self._catalogue.resolve(task.model, task.version, came_before=True)
+        version = task.version
+        if version is None and (route := self.routes.get(task.model)) is not None:
+            version = route(task.task_id, task.tags)
+        return self._catalogue.resolve(task.model, version, came_before=True)
 
     def _waiting(self, task: records.Task, model: models.Model) -> batcher.Waiting:
         remaining = task.remaining_ms(clock.wall_us())

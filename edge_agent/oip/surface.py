@@ -13,7 +13,8 @@ import msgspec
 
 from edge_agent import engine, http, models, settings
 from edge_agent.oip import messages, requests, responses, service, tensors
-from shared import manifests
+from edge_agent.trials import watch
+from shared import manifests, tasks
 
 WORD: Final = "v2"
 """The first word of all paths here."""
@@ -44,6 +45,8 @@ class Surface:
         self._engine = machine
         self._service = answering
         self._ready = ready
+        self.routes: Mapping[str, watch.Route] = {}
+        """By model, where it is not one version for all who name none."""
         self.max_body = policy.max_body
         self.max_bodies = policy.max_bodies
 
@@ -56,6 +59,8 @@ class Surface:
             return self._server(path)
         name, version, what = found.groups()
         _only(request, "POST" if what == "infer" else "GET")
+        if version is None and what == "infer" and (route := self.routes.get(name)) is not None:
+            version = route(tasks.new_id(), None)
         try:
             model = self._engine.find(name, version)
         except models.UnknownModel as unknown:

@@ -2,12 +2,13 @@
 
 The rules, in their order:
 
-1. A version goes when the wanted one of its model is loaded, or when the model is wanted no longer. Until
-   then it goes on, whatever becomes of the new one.
+1. A version that is wanted neither first nor beside that goes when the one that is wanted first of its model
+   is loaded, or when the model is wanted no longer. Until then it goes on, whatever becomes of the new one.
 2. What is wanted and on disk is loaded. A model of which nothing is loaded, and whose wanted version is not
    there yet, is served meanwhile by the version that was served last.
 3. Of each model the version that was served last stays on disk, to go back to; what else nobody wants goes.
-4. What is wanted and not on disk is fetched. What is kept to go back to makes room for it, the oldest first.
+4. What is wanted and not on disk is fetched, first what is wanted first. What is kept to go back to makes
+   room for it, the oldest first.
 
 Models of the agent's own folder are not touched, and need nothing from the hub.
 """
@@ -37,7 +38,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """What there is."""
 
     wanted: Collection[Wanted] | None
-    """None: the hub has never said."""
+    """Of each model the version that is wanted first. None: the hub has never said."""
+    beside: Collection[Wanted] = ()
+    """Versions that are wanted beside those, of the same models."""
     own: Collection[models.Key] = ()
     """Of the agent's own folder."""
     stored: Mapping[str, Stored] = {}
@@ -94,12 +97,19 @@ def steps(now: Situation) -> list[Step]:
     aims = {one.model: one for one in now.wanted or () if one.name not in now.own}
     if now.wanted is None:
         return _load(now, aims)
+    beside = [one for one in now.beside if one.name not in now.own]
     made: list[Step] = [*_unload(now), *_load(now, aims)]
-    kept = _kept(now, aims)
+    made += [
+        Load(one)
+        for one in beside
+        if one.sha256 in now.stored and one not in now.blocked and not is_served(now, one)
+    ]
+    needed = {one.sha256 for one in (*aims.values(), *beside)} | set(now.loaded.values())
+    kept = needed | _to_go_back_to(now, aims)
     made += [Remove(sha256) for sha256 in sorted(now.stored) if sha256 not in kept]
-    for aim in aims.values():
+    for aim in (*aims.values(), *beside):
         if aim.sha256 not in now.stored and aim not in now.blocked:
-            made += _fetch(now, aims, kept, aim)
+            made += _fetch(now, needed, kept, aim)
     return made
 
 
@@ -110,10 +120,12 @@ def is_served(now: Situation, aim: Wanted) -> bool:
 
 def _unload(now: Situation) -> list[Step]:
     by_model = {one.model: one for one in now.wanted or ()}
+    beside = {one.name for one in now.beside}
     return [
         Unload(key)
         for key in sorted(now.loaded)
-        if (aim := by_model.get(key.name)) is None or (key != aim.name and is_served(now, aim))
+        if (aim := by_model.get(key.name)) is None
+        or (key != aim.name and key not in beside and is_served(now, aim))
     ]
 
 
@@ -147,9 +159,9 @@ def _latest(now: Situation, model: str, *, but: Wanted | None) -> Stored | None:
     return max(served, key=lambda one: (one.served_at, one.wanted.sha256), default=None)
 
 
-def _kept(now: Situation, aims: Mapping[str, Wanted]) -> set[str]:
-    """What stays on disk."""
-    kept = {aim.sha256 for aim in aims.values()} | set(now.loaded.values())
+def _to_go_back_to(now: Situation, aims: Mapping[str, Wanted]) -> set[str]:
+    """What stays on disk though nothing wants it."""
+    kept: set[str] = set()
     loaded = set(now.loaded.values())
     for model in {one.wanted.model for one in now.stored.values()}:
         aim = aims.get(model)
@@ -163,12 +175,11 @@ def _kept(now: Situation, aims: Mapping[str, Wanted]) -> set[str]:
     return kept
 
 
-def _fetch(now: Situation, aims: Mapping[str, Wanted], kept: Iterable[str], aim: Wanted) -> list[Step]:
-    """Fetch it, and make room before."""
+def _fetch(now: Situation, needed: Collection[str], kept: Iterable[str], aim: Wanted) -> list[Step]:
+    """Fetch it, and make room before, by what is `kept` and not `needed`."""
     if aim.size > now.max_package_bytes:
         said = f"it has {aim.size:,} bytes, and registry.max_package_bytes is {now.max_package_bytes:,}"
         return [Refuse(aim, said)]
-    needed = {one.sha256 for one in aims.values()} | set(now.loaded.values())
     here = [now.stored[sha256] for sha256 in kept if sha256 in now.stored]
     room = now.max_bytes - sum(one.wanted.size for one in here) - aim.size
     made: list[Step] = []

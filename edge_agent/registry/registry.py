@@ -10,13 +10,14 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from edge_agent import engine, loading, models, runtime, settings
-from edge_agent.registry import blocks, plan, shelf, source, wanted
+from edge_agent.registry import aims, blocks, plan, shelf, source, wanted
 from shared import backoff, packages, signatures
+from shared.rollouts import stages, trials
 
 log: Final = logging.getLogger(__name__)
 
@@ -54,6 +55,18 @@ class State(enum.StrEnum):
     REFUSED = "refused"
 
 
+class Standing(NamedTuple):
+    """How far this agent is with a trial."""
+
+    trial: trials.Trial
+    state: trials.State
+    reason: str
+    old: models.Key | None
+    """The version that the new one is tried against, if there is any."""
+    can_go_back: bool
+    """Whether that version is loaded."""
+
+
 class Registry:
     """The agent's side of the hub's registry of models."""
 
@@ -70,6 +83,9 @@ class Registry:
         self._shelf = shelf.Shelf(Path(policy.state) / "models", limits)
         self._source = source.Source(policy.registry.url, self._settings.ca_file)
         self._desired: wanted.Desired | None = None
+        self._gone_back: dict[str, str] = {}
+        """The rollouts whose new version this agent has left by itself, and why."""
+        self._aims = aims.Aims()
         self._etag: str | None = None
         self._stored: dict[str, plan.Stored] = {}
         self._loaded: dict[models.Key, str] = {}
@@ -96,8 +112,9 @@ class Registry:
     async def restore(self) -> None:
         """Serve what is on disk already, without the hub."""
         self._desired = await asyncio.to_thread(self._shelf.desired)
-        names = {one.sha256 for one in self._desired.models} if self._desired else ()
-        await asyncio.to_thread(self._shelf.tidy, names)
+        self._gone_back = await asyncio.to_thread(self._shelf.gone_back)
+        self._aim()
+        await asyncio.to_thread(self._shelf.tidy, {one.sha256 for one in self._aims.all})
         self._stored = await asyncio.to_thread(self._shelf.stored)
         if self._settings.unsigned:
             log.warning(UNSIGNED)
@@ -116,14 +133,13 @@ class Registry:
     def as_dict(self) -> dict[str, Any]:
         """What `/status` says of it."""
         now = self._situation()
-        aims = self._desired.models if self._desired else ()
         return {
             "url": self._settings.url,
             "error": self._error,
             "heard_s": None if self._heard is None else round(time.monotonic() - self._heard, 1),
             "warning": UNSIGNED if self._settings.unsigned else None,
             "bytes": sum(one.wanted.size for one in self._stored.values()),
-            "wanted": [self._one(now, aim) for aim in aims],
+            "wanted": [self._one(now, aim) for aim in self._aims.all],
             "kept": sorted(
                 str(one.wanted)
                 for sha256, one in self._stored.items()
@@ -131,18 +147,50 @@ class Registry:
             ),
         }
 
-    def _one(self, now: plan.Situation, aim: wanted.Wanted) -> dict[str, Any]:
+    def standings(self) -> list[Standing]:
+        """The trials that the hub wants of this agent, and how far it is with each."""
+        return [self._standing(trial) for trial in self._desired.trials] if self._desired else []
+
+    async def go_back(self, rollout: str, reason: str) -> None:
+        """Serve the old version of a trial again, from this moment on and after every start, until the hub
+        ends the rollout."""
+        self._gone_back[rollout] = reason
+        self._aim()
+        self._changed.set()
+        self.on_changed()
+        await self._remember()
+
+    def _standing(self, trial: trials.Trial) -> Standing:
+        now = self._situation()
+        old = aims.old_key(trial, self._own)
+        can_go_back = old is not None and (old in self._own or old in self._loaded)
+        new = wanted.of(trial.new)
+        block = self._blocks.get(new)
+        reason = "" if block is None else block.reason
+        state = self._state(now, new)
+        if (said := self._gone_back.get(trial.rollout)) is not None:
+            told, reason = trials.State.ROLLED_BACK, said
+        elif state not in (State.OWN, State.SERVED):
+            told = trials.State(state.value)
+        elif trial.mode is not stages.Mode.SERVE and old is not None and not can_go_back:
+            told, reason = trials.State.WAITING, f"the old version, {old}, is not loaded"
+        else:
+            told, reason = trials.State.READY, ""
+        return Standing(trial, told, reason, old, can_go_back)
+
+    def _state(self, now: plan.Situation, aim: wanted.Wanted) -> State:
         block = self._blocks.get(aim)
         if aim.name in self._own:
-            state = State.OWN
-        elif plan.is_served(now, aim):
-            state = State.SERVED
-        elif self._busy is not None and self._busy[0] == aim:
-            state = self._busy[1]
-        elif block is not None and block.again is None:
-            state = State.REFUSED
-        else:
-            state = State.WAITING
+            return State.OWN
+        if plan.is_served(now, aim):
+            return State.SERVED
+        if self._busy is not None and self._busy[0] == aim:
+            return self._busy[1]
+        return State.REFUSED if block is not None and block.again is None else State.WAITING
+
+    def _one(self, now: plan.Situation, aim: wanted.Wanted) -> dict[str, Any]:
+        block = self._blocks.get(aim)
+        state = self._state(now, aim)
         is_here = aim.sha256 in self._stored
         return {
             "model": aim.model,
@@ -186,14 +234,34 @@ class Registry:
         self._etag = answer.etag
         if answer.desired != self._desired:
             told = ", ".join(map(str, answer.desired.models)) or "nothing"
-            log.info("the hub wants to have served: %s", told)
+            tried = "".join(f"; {trial.new} is tried ({trial.mode})" for trial in answer.desired.trials)
+            log.info("the hub wants to have served: %s%s", told, tried)
             self._desired = answer.desired
-            self._blocks.keep(answer.desired.models)
+            self._aim()
+            self._blocks.keep(self._aims.all)
             self._changed.set()
+            self.on_changed()
             try:
                 await asyncio.to_thread(self._shelf.desire, answer.desired)
             except OSError as error:
                 log.error("what the hub wants cannot be kept for the next start: %s", error)
+            over = self._gone_back.keys() - {trial.rollout for trial in answer.desired.trials}
+            if over:
+                self._gone_back = {key: why for key, why in self._gone_back.items() if key not in over}
+                await self._remember()
+
+    def _aim(self) -> None:
+        """Work towards what the hub wants, but for what this agent has gone back from."""
+        if self._desired is not None:
+            self._aims = aims.aims(self._desired, self._own, self._gone_back)
+            self._engine.prefer(self._aims.preferred)
+
+    async def _remember(self) -> None:
+        """Keep what this agent has gone back from for the next start."""
+        try:
+            await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
+        except OSError as error:
+            log.error("what this agent has gone back from cannot be kept for the next start: %s", error)
 
     # What is done for it
 
@@ -222,7 +290,8 @@ class Registry:
 
     def _situation(self) -> plan.Situation:
         return plan.Situation(
-            wanted=None if self._desired is None else self._desired.models,
+            wanted=None if self._desired is None else self._aims.first,
+            beside=self._aims.beside,
             own=self._own,
             stored=self._stored,
             loaded=self._loaded,
@@ -361,7 +430,7 @@ class Registry:
     def _progressed(self, one: wanted.Wanted) -> Callable[[int], None]:
         def told(have: int) -> None:  # in the thread that fetches
             self._have = have
-            if self._desired is None or one not in self._desired.models:
+            if one not in self._aims.all:
                 raise _Superseded
 
         return told

@@ -1,6 +1,7 @@
 """The hub's packages on the agent's disk.
 
     state/models/wanted.json           what the hub said last
+    state/models/gone-back.json        the rollouts that this agent has gone back from, and why
     state/models/SHA256/               a package, unpacked
     state/models/SHA256.json           what it is; written when the package is whole
     state/models/.partial/SHA256       an archive of which not all has come
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from edge_agent.registry import plan, wanted
 from shared import packages
 
 _WANTED: Final = "wanted.json"
+_GONE_BACK: Final = "gone-back.json"
 _PARTIAL: Final = ".partial"
 
 
@@ -43,7 +45,7 @@ class Shelf:
         """Every package that is whole, by SHA-256."""
         found: dict[str, plan.Stored] = {}
         for path in sorted(self._folder.glob("*.json")):
-            if path.name == _WANTED or not self.folder(path.stem).is_dir():
+            if path.name in (_WANTED, _GONE_BACK) or not self.folder(path.stem).is_dir():
                 continue
             with contextlib.suppress(msgspec.DecodeError):
                 one = msgspec.json.decode(path.read_bytes(), type=plan.Stored)
@@ -61,6 +63,16 @@ class Shelf:
         """Remember what the hub said."""
         _write(self._folder / _WANTED, msgspec.json.encode(said))
 
+    def gone_back(self) -> dict[str, str]:
+        """The rollouts that this agent has gone back from by itself, and why."""
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode((self._folder / _GONE_BACK).read_bytes(), type=dict[str, str])
+        return {}
+
+    def go_back(self, rollouts: Mapping[str, str]) -> None:
+        """Remember these, and no others."""
+        _write(self._folder / _GONE_BACK, msgspec.json.encode(rollouts))
+
     def folder(self, sha256: str) -> Path:
         return self._folder / sha256
 
@@ -72,7 +84,7 @@ class Shelf:
         """Take away what a crash has left, and what has come of packages that nobody wants any more."""
         whole = self.stored()
         for path in self._folder.iterdir():
-            if path.name not in (_WANTED, _PARTIAL) and path.name.partition(".")[0] not in whole:
+            if path.name not in (_WANTED, _GONE_BACK, _PARTIAL) and path.name.partition(".")[0] not in whole:
                 _remove(path)
         for path in (self._folder / _PARTIAL).iterdir():
             if path.name not in keep_partial or path.name in whole:

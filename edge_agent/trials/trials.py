@@ -1,0 +1,174 @@
+"""The trials that this agent takes part in: which version a job runs on, what is counted, the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from edge_agent import engine, models
+from edge_agent.registry import registry
+from edge_agent.trials import books, shadow, watch
+from shared import signals
+from shared.rollouts import route, stages, trials
+
+log: Final = logging.getLogger(__name__)
+
+PAUSE_S: Final = 0.2
+"""Between two looks at the books, at least."""
+
+_tags: Final = msgspec.json.Decoder(dict[str, str])
+
+
+class _Running:
+    """One trial, and what was seen of it since the agent started."""
+
+    def __init__(self, standing: registry.Standing) -> None:
+        self.standing = standing
+        self.books = books.Books()
+        self.compared = 0
+        self.agreed = 0
+        self.failed = 0
+        self.dropped = 0
+
+    @property
+    def trial(self) -> trials.Trial:
+        return self.standing.trial
+
+    @property
+    def new(self) -> models.Key:
+        return models.Key(self.trial.model, self.trial.new.version)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.standing.state is trials.State.READY
+
+    def report(self) -> signals.TrialReport:
+        return signals.TrialReport(
+            rollout=self.trial.rollout,
+            state=self.standing.state,
+            reason=self.standing.reason,
+            compared=self.compared,
+            agreed=self.agreed,
+            shadow_failed=self.failed,
+            shadow_dropped=self.dropped,
+        )
+
+
+class Trials:
+    """All trials of an agent. Every method belongs to the event loop."""
+
+    def __init__(
+        self,
+        fetched: registry.Registry,
+        machine: engine.Engine,
+        *,
+        is_quiet: Callable[[], bool],
+        on_back: Callable[[str], None],
+    ) -> None:
+        """`is_quiet` says whether the agent has nothing to run; `on_back` is told the name of a model of
+        which the old version serves again, so that jobs that wait for the new one go there."""
+        self._registry = fetched
+        self._on_back = on_back
+        self._running: dict[str, _Running] = {}
+        """By rollout."""
+        self._worth_a_look = asyncio.Event()
+        self._shadows = shadow.Shadows(
+            machine, is_quiet=is_quiet, on_compared=self._compared, on_dropped=self._dropped
+        )
+        self.routes: dict[str, watch.Route] = {}
+        """By model, where it is not one version for all jobs."""
+        self.watching: dict[str, watch.Watch] = {}
+        """By model."""
+        self.tags: dict[str, frozenset[str]] = {}
+        """By model, the user properties by which a version is chosen."""
+
+    def changed(self) -> None:
+        """The hub wants other trials, or this agent is further with them."""
+        standings = self._registry.standings()
+        before = self._running
+        self._running = {}
+        for table in (self.routes, self.watching, self.tags):
+            table.clear()
+        for standing in standings:
+            rollout = standing.trial.rollout
+            one = self._running[rollout] = before.get(rollout) or _Running(standing)
+            was, one.standing = one.standing.state, standing
+            self._arrange(one)
+            if was is not standing.state is trials.State.ROLLED_BACK:
+                self._on_back(standing.trial.model)
+        self._shadows.keep({rollout for rollout, one in self._running.items() if one.is_ready})
+
+    async def run(self) -> None:
+        """Run shadows, and look at the books, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._shadows.run(), name="trials: shadows")
+            group.create_task(self._judge(), name="trials: gates")
+
+    def reports(self) -> list[signals.TrialReport]:
+        """What the hub is told."""
+        return [one.report() for one in self._running.values()]
+
+    def _arrange(self, one: _Running) -> None:
+        """Have jobs of this model routed and watched as its trial asks."""
+        trial, state = one.trial, one.standing.state
+        if state in trials.BACK:
+            return
+        self.watching[trial.model] = functools.partial(self._ran, one)
+        if trial.mode is stages.Mode.SPLIT:
+            if trial.tags:
+                self.tags[trial.model] = frozenset(key for key, _ in trial.tags)
+            if one.is_ready:
+                self.routes[trial.model] = functools.partial(_version, trial)
+
+    def _ran(self, one: _Running, model: models.Model, ran: Sequence[watch.Ran], run_us: int) -> None:
+        is_new = model.key == one.new
+        if not is_new and model.key != one.standing.old:
+            return
+        one.books.ran([outcome for task in ran for outcome in task.made], run_us, new=is_new)
+        if one.books.worth_a_look:
+            self._worth_a_look.set()
+        if not is_new and one.is_ready and one.trial.mode is stages.Mode.SHADOW:
+            for task in ran:
+                if _route(one.trial, task.task.task_id, None) is route.Route.OLD_SHADOWED:
+                    self._shadows.offer(shadow.shadow(one.trial.rollout, one.new, task))
+
+    def _compared(self, rollout: str, said: shadow.Compared) -> None:
+        one = self._running.get(rollout)
+        if one is not None:
+            one.compared += 1
+            one.agreed += said.agreed
+            one.failed += said.failed
+            one.books.compared(agreed=said.agreed)
+            if one.books.worth_a_look:
+                self._worth_a_look.set()
+
+    def _dropped(self, rollout: str) -> None:
+        one = self._running.get(rollout)
+        if one is not None:
+            one.dropped += 1
+
+    async def _judge(self) -> None:
+        while True:
+            await self._worth_a_look.wait()
+            self._worth_a_look.clear()
+            for one in list(self._running.values()):
+                if one.is_ready and one.standing.can_go_back and one.books.worth_a_look:
+                    why = one.books.failure(one.trial)
+                    if why is not None:
+                        log.error("back from %s to %s: %s", one.new, one.standing.old, why)
+                        await self._registry.go_back(one.trial.rollout, why)
+            await asyncio.sleep(PAUSE_S)
+
+
+def _version(trial: trials.Trial, task_id: bytes, tags: str | None) -> str | None:
+    return trial.new.version if _route(trial, task_id, tags) is route.Route.NEW else None
+
+
+def _route(trial: trials.Trial, task_id: bytes, tags: str | None) -> route.Route:
+    told = {} if tags is None else _tags.decode(tags)
+    return route.route(trial.exposure, trial.rollout, task_id, told)
