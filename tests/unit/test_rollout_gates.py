@@ -128,6 +128,16 @@ def test_latency(run_us: float, items: int, before: int, expected: gates.Verdict
     assert verdict(LATENCY, version(items, run_us=run_us), version(before)) is expected
 
 
+def test_a_tail_of_few_runs_is_no_proof() -> None:
+    """Where an old run in twenty-five was slow anyway, a new version with more of those may be no slower."""
+    old, new = version(96), version(70)
+    old.merge(version(4, run_us=9000))
+    new.merge(version(30, run_us=9000))
+    assert verdict(LATENCY, new, old) is OPEN
+    new.merge(version(500, run_us=20_000))
+    assert verdict(LATENCY, new, old) is FAILED
+
+
 @pytest.mark.parametrize(
     ("labels", "items", "before", "expected"),
     [

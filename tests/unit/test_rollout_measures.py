@@ -34,8 +34,11 @@ def labelled(**counts: int) -> measures.Measures:
 @given(found=results, cut=st.integers(0, 60))
 def test_the_whole_is_its_parts_merged(found: Results, cut: int) -> None:
     """However results are split between agents and stages, the sum says the same."""
-    whole, first = measured(found), measured(found[:cut])
-    first.merge(measured(found[cut:]))
+    whole, first, rest = measured(found), measured(found[:cut]), measured(found[cut:])
+    for made, agreed in ((whole, False), (first, False), (whole, True), (rest, True)):
+        made.compare(agreed=agreed)
+    first.merge(rest)
+    assert (first.compared, first.agreed, first.agreement) == (2, 1, 0.5)
     assert first == whole
     assert msgspec.json.decode(msgspec.json.encode(whole), type=measures.Measures) == whole
 

@@ -160,6 +160,17 @@ def test_shares_and_tags_of_stages_that_split_add_up() -> None:
     )
 
 
+@given(rollout=st.uuids().map(str), percent=percents)
+def test_a_percentage_is_of_the_agents_that_the_stage_asks_for(rollout: str, percent: float) -> None:
+    """Those whose place in this rollout is below it, and of other agents none."""
+    stage = stages.Stage("ring=seed", percent)
+    for number in range(20):
+        agent = f"lyon/press-{number}"
+        exposed = stages.exposure([stage], rollout, agent, LYON)
+        assert (exposed is not None) == (shares.of_agent(rollout, agent) < percent)
+        assert stages.exposure([stage], rollout, agent, {"ring": "wide"}) is None
+
+
 RANK = {None: 0, stages.Mode.SHADOW: 1, stages.Mode.SPLIT: 2, stages.Mode.SERVE: 3}
 
 
