@@ -24,6 +24,7 @@ from cloud_hub.api import (
     problems,
     queues,
     results,
+    rollouts,
     shortcut,
     snapshots,
     submissions,
@@ -32,6 +33,7 @@ from cloud_hub.api import (
     tasks,
 )
 from cloud_hub.dashboard import pages, sse
+from cloud_hub.rollouts import active
 from cloud_hub.scheduler import snapshot
 from cloud_hub.store import ends, pool
 from shared import topics
@@ -53,6 +55,7 @@ def create(
     settings: context.Settings | None = None,
     *,
     limits: hub_queues.Queues | None = None,
+    rolling: active.Active | None = None,
     rules: snapshot.Rules | None = None,
     tell: Callable[[ends.Outcome], None] = lambda outcome: None,
     drained: Callable[[topics.Agent, bool], None] = lambda agent, draining: None,
@@ -63,9 +66,10 @@ def create(
     """The app. It starts and stops nothing: pool and submitter are run by whoever builds it.
 
     `live`: the fleet as the hub hears it. `limits`: the queues as the submitter knows them; run by whoever
-    builds it. `rules`: by which the scheduler decides. `tell` is given what a request changed, after its
-    commit; `drained` is told of agents that are to get no more work, or are again. `broker` and `redis` say
-    whether they are there (None: not used). `registry`: the metrics that /metrics shows beside the app's own.
+    builds it. `rolling`: the rollouts for which the gateway counts results, likewise. `rules`: by which the
+    scheduler decides. `tell` is given what a request changed, after its commit; `drained` is told of agents
+    that are to get no more work, or are again. `broker` and `redis` say whether they are there (None: not
+    used). `registry`: the metrics that /metrics shows beside the app's own.
 
     While `app.state.snapshots.run()` runs there is a history of throughput for dashboards that open later;
     while `app.state.drains.run()` does, drains with a limit come to their end.
@@ -78,6 +82,7 @@ def create(
         settings=settings or context.Settings(),
         tell=tell,
         queues=limits or hub_queues.Queues(connections),
+        rollouts=rolling or active.Active(connections),
         rules=rules or snapshot.Rules(),
         drained=drained,
         broker=broker,
@@ -108,6 +113,7 @@ def create(
         models.router,
         blobs.router,
         targets.router,
+        rollouts.router,
         sse.router,
         health.router,
         metrics.router,

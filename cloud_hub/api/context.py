@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from cloud_hub import events, queues, settings
 from cloud_hub.api import bodies, problems, submissions
+from cloud_hub.rollouts import active
 from cloud_hub.scheduler import snapshot
 from cloud_hub.store import ends, pool
 from shared import signals, topics
@@ -89,6 +90,8 @@ class Hub:
     """Is told what a request changed, after the commit."""
     queues: queues.Queues
     """The queues' settings; who changes them has them read again."""
+    rollouts: active.Active
+    """The rollouts for which results count; who changes one has them read again."""
     rules: snapshot.Rules
     """By which the scheduler decides: what explanations go by."""
     drained: Callable[[topics.Agent, bool], None]

@@ -7,9 +7,12 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cloud_hub import desired
 from cloud_hub.store import models, targets
+from shared.rollouts import stages
 
 SHA256 = "9b74c9897bac770ffc029102a200c5de11d2d9a9d1a7c2f0e5c9a8b7d6e5f4a3"
+ROLLOUT = "01990d8a-6f2b-7c41-9d3e-5b8f0a1c2d3e"
 KEY = "ed25519:11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
 
 
@@ -95,10 +98,44 @@ class Wanted(BaseModel):
     selector: str = Field(description="Of the target that says so", examples=["site=lyon"])
 
 
+class Package(BaseModel):
+    """A version of a model, and all that an agent needs to fetch and verify it."""
+
+    model: str = Field(description="The model", examples=["surface-defects"])
+    version: str = Field(description="The version", examples=["1.3.0"])
+    sha256: str = Field(description="Its archive is at /v1/blobs/{sha256}", examples=[SHA256])
+    size: int = Field(description="Bytes of the archive", examples=[850_432])
+    key: str | None = Field(description="As of the version", examples=[KEY])
+    signature: str | None = Field(description="As of the version", examples=["ed25519:5VZDAMNgrHKQhuLM…"])
+
+
+class Trial(BaseModel):
+    """A rollout that the agent takes part in. `models` names the version that it is to serve by default."""
+
+    rollout: str = Field(description="Its id; jobs are dealt by it", examples=[ROLLOUT])
+    model: str = Field(description="The model", examples=["surface-defects"])
+    mode: stages.Mode = Field(
+        description="The new version answers all jobs (`serve`) or some (`split`), or runs them only to be "
+        "compared (`shadow`)"
+    )
+    traffic: float = Field(description="Percent of the jobs", examples=[10.0])
+    tags: list[tuple[str, str]] = Field(
+        description="User properties of jobs that go to the new version whatever their share",
+        examples=[[("group", "beta")]],
+    )
+    new: Package = Field(description="The version that is rolled out")
+    old: Package | None = Field(description="The one that the agent's target says; null: none does")
+    gates: list[str] = Field(
+        description="What the agent judges by itself, hub or no hub", examples=[["errors<=1%"]]
+    )
+    min_results: int = Field(description="Results that a stage needs", examples=[100])
+
+
 class Desired(BaseModel):
     """What an agent is to serve of the hub's models. Models that it has from elsewhere are its own affair."""
 
     models: list[Wanted] = Field(description="By name, one version of each")
+    trials: list[Trial] = Field(description="The rollouts that it takes part in, by model")
 
 
 def version(found: models.Version) -> Version:
@@ -134,6 +171,37 @@ def wanted(found: targets.Target) -> Wanted:
         key=key,
         signature=signature,
         selector=found.selector,
+    )
+
+
+def wanted_new(trial: desired.Trial, new: models.Version) -> Wanted:
+    """The version that is rolled out, as one to serve."""
+    return Wanted.model_construct(**dict(_package(new.name, new)), selector=trial.rollout.plan.selector)
+
+
+def trial(found: desired.Trial, new: models.Version) -> Trial:
+    return Trial.model_construct(
+        rollout=found.rollout.name,
+        model=new.name,
+        mode=found.exposure.mode,
+        traffic=found.exposure.traffic,
+        tags=list(found.exposure.tags),
+        new=_package(new.name, new),
+        old=found.old and _package(found.old.model, found.old),
+        gates=[str(gate) for gate in found.rollout.plan.gates],
+        min_results=found.rollout.plan.min_results,
+    )
+
+
+def _package(model: str, found: models.Version | targets.Target) -> Package:
+    key, signature = found.signed or (None, None)
+    return Package.model_construct(
+        model=model,
+        version=found.version,
+        sha256=found.sha256,
+        size=found.size,
+        key=key,
+        signature=signature,
     )
 
 

@@ -120,9 +120,9 @@ async def push(
     responses=problems.documented(problems.NOT_FOUND, problems.IN_USE),
 )
 async def delete(hub: context.Dependency, name: Name, version: VersionName) -> model_view.WholeVersion:
-    """Forget a version that no target names; answered with what it was. Agents that have it lose nothing.
+    """Forget a version that no target names and no rollout brings; answered with what it was.
 
-    Its content goes within the hour, unless another version has the same.
+    Agents that have it lose nothing. Its content goes within the hour, unless another version has the same.
     """
     found = await get_version(hub, name, version)
     async with hub.connection() as connection:
@@ -132,10 +132,17 @@ async def delete(hub: context.Dependency, name: Name, version: VersionName) -> m
             if not await models.remove(connection, name, version):
                 raise unknown(name, version)
     except models.Targeted:
+        if not aims:
+            raise problems.Problem(
+                problems.IN_USE,
+                f"{name}@{version} is being rolled out; /v1/rollouts?model={name} shows it. Roll it back, or "
+                "wait for its end and serve another version, then remove it",
+                where="version",
+            ) from None
         where = ", ".join(aim.selector or "all agents" for aim in aims)
         raise problems.Problem(
             problems.IN_USE,
-            f"{name}@{version} is to be served by {where or 'agents'}; withdraw it there, or serve another "
+            f"{name}@{version} is to be served by {where}; withdraw it there, or serve another "
             "version, then remove it",
             where="version",
         ) from None

@@ -111,7 +111,22 @@ IN_USE: Final = Kind(
     "in-use",
     409,
     "Agents are to serve the version",
-    "A version that a target names cannot be removed. Serve another version there, or withdraw the target.",
+    "A version that a target names, or that is being rolled out, cannot be removed. Serve another version "
+    "there, withdraw the target, or roll the rollout back.",
+)
+ROLLOUT_UNDERWAY: Final = Kind(
+    "rollout-underway",
+    409,
+    "The model is being rolled out",
+    "A model has one rollout at a time, and the target that a rollout is to write changes by nothing else. "
+    "Wait for its end, or roll it back.",
+)
+ROLLOUT_OVER: Final = Kind(
+    "rollout-over",
+    409,
+    "The rollout is past that",
+    "A rollout that has ended is a matter of history, and so is a stage that it has left. Nothing was done; "
+    "/v1/rollouts says where it is. Begin another.",
 )
 RANGE: Final = Kind(
     "range-not-satisfiable",
@@ -173,6 +188,8 @@ KINDS: Final = {
         BAD_PACKAGE,
         VERSION_TAKEN,
         IN_USE,
+        ROLLOUT_UNDERWAY,
+        ROLLOUT_OVER,
         RANGE,
         UNSUPPORTED,
         BUSY,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Response
 
 from cloud_hub import desired
 from cloud_hub.api import context, fleet, model_view, models, problems, ranges
-from cloud_hub.store import agents, pool, targets
+from cloud_hub.store import agents, pool, rollouts, targets
+from cloud_hub.store import models as model_store
 from shared import jobs, selectors, topics
+from shared.rollouts import stages
 
 HEARTBEAT_S: Final = 5.0
 
@@ -41,7 +44,7 @@ async def list_targets(
 @router.put(
     "/targets/{name}",
     summary="Have agents serve a version",
-    responses=problems.documented(problems.NOT_FOUND, problems.INVALID),
+    responses=problems.documented(problems.NOT_FOUND, problems.ROLLOUT_UNDERWAY, problems.INVALID),
 )
 async def put(hub: context.Dependency, name: models.Name, aim: model_view.Aim) -> model_view.Target:
     """The agents that a selector fits are to serve this version, instead of the one that it named before.
@@ -51,6 +54,7 @@ async def put(hub: context.Dependency, name: models.Name, aim: model_view.Aim) -
     selector = _normal(aim.selector)
     try:
         async with hub.connection() as connection:
+            await _check_free(connection, name, selector)
             await targets.put(connection, name, selector, aim.version)
             found = await targets.every(connection, name)
     except targets.UnknownVersion:
@@ -61,7 +65,7 @@ async def put(hub: context.Dependency, name: models.Name, aim: model_view.Aim) -
 @router.delete(
     "/targets/{name}",
     summary="Withdraw a target",
-    responses=problems.documented(problems.NOT_FOUND, problems.INVALID),
+    responses=problems.documented(problems.NOT_FOUND, problems.ROLLOUT_UNDERWAY, problems.INVALID),
 )
 async def delete(hub: context.Dependency, name: models.Name, selector: Selector = "") -> model_view.Targets:
     """The selector counts no more; answered with the targets that the model still has.
@@ -70,6 +74,7 @@ async def delete(hub: context.Dependency, name: models.Name, selector: Selector 
     """
     wanted = _normal(selector)
     async with hub.connection() as connection:
+        await _check_free(connection, name, wanted)
         gone = await targets.remove(connection, name, wanted)
         left = await targets.every(connection, name)
     if not gone:
@@ -93,7 +98,8 @@ async def wanted(
     name: fleet.AgentName,
     if_none_match: Annotated[str | None, Header(description="The `ETag` of the answer before")] = None,
 ) -> Response:
-    """The versions that an agent is to serve, by the targets and by the labels in its latest heartbeat.
+    """The versions that an agent is to serve, by the targets, the rollouts and the labels in its latest
+    heartbeat.
 
     Ask again now and then with `If-None-Match`. An agent whose labels the hub does not know yet is answered
     404 with `Retry-After`: it would be told what is not for it.
@@ -101,6 +107,7 @@ async def wanted(
     place = topics.Agent(site, name)
     async with pool.statement(hub.database) as connection:
         agent = await agents.find(connection, place)
+        active = await rollouts.active(connection)  # first: one that ends meanwhile has written its target
         found = await targets.every(connection)
     told = _telemetry(hub, agent) if agent else None
     if told is None:
@@ -111,9 +118,9 @@ async def wanted(
             retry_after_s=HEARTBEAT_S,
         )
     labels = told | {"site": site, "agent": name}
-    answer = model_view.Desired.model_construct(
-        models=[model_view.wanted(one) for one in desired.models(found, labels)]
-    )
+    chosen = desired.models(found, labels)
+    exposed = desired.trials(chosen, active, place, labels)
+    answer = await _with_trials(hub, [model_view.wanted(one) for one in chosen], exposed)
     body = answer.model_dump_json().encode()
     headers = {
         "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
@@ -122,6 +129,37 @@ async def wanted(
     if ranges.is_known(if_none_match, headers["etag"]):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type=jobs.JSON)
+
+
+async def _with_trials(
+    hub: context.Hub, served: Sequence[model_view.Wanted], exposed: Sequence[desired.Trial]
+) -> model_view.Desired:
+    """What an agent is to serve with the rollouts that expose it: where they say so, the new version."""
+    by_model = {one.model: one for one in served}
+    trials = []
+    for one in exposed:
+        async with pool.statement(hub.database) as connection:
+            new = await model_store.find(connection, one.rollout.plan.model, one.rollout.plan.version)
+        if new is None:  # the rollout has ended since, and the version was removed
+            continue
+        trials.append(model_view.trial(one, new))
+        if one.exposure.mode is stages.Mode.SERVE:
+            by_model[new.name] = model_view.wanted_new(one, new)
+    return model_view.Desired.model_construct(
+        models=[by_model[model] for model in sorted(by_model)], trials=trials
+    )
+
+
+async def _check_free(connection: pool.Connection, model: str, selector: str) -> None:
+    """Raise Problem if a rollout is to write this target; none begins before the commit."""
+    await rollouts.hold(connection, model)
+    if await rollouts.moves(connection, model, selector):
+        raise problems.Problem(
+            problems.ROLLOUT_UNDERWAY,
+            f"a rollout of {model} is to write the target of {selector or 'all agents'}: wait for its end, "
+            f"or roll it back; /v1/rollouts?model={model} shows it",
+            where="selector",
+        )
 
 
 def _telemetry(hub: context.Hub, agent: agents.Agent) -> dict[str, str] | None:

@@ -7,8 +7,9 @@ operator who decide at one moment one is too late, and learns it.
 from __future__ import annotations
 
 import enum
+import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -17,9 +18,11 @@ import msgspec
 import psycopg
 
 from cloud_hub.rollouts import policy
-from cloud_hub.store import ids, pool, sql, targets
+from cloud_hub.store import arrays, ids, pool, sql, targets
 from shared import tasks
 from shared.rollouts import gates, stages
+
+log: Final = logging.getLogger(__name__)
 
 CHANGES: Final = 3
 """The class of advisory locks by which those who change a model's targets wait for each other
@@ -137,9 +140,7 @@ async def hold(connection: pool.Connection, model: str) -> None:
     await connection.execute(_SQL["hold"], {"class": CHANGES, "model": model})
 
 
-async def start(
-    connection: pool.Connection, plan: Plan, compared: Mapping[str, tuple[int, int]], reason: str = ""
-) -> bytes:
+async def start(connection: pool.Connection, plan: Plan, reason: str = "") -> bytes:
     """Begin a rollout; its id. Raises targets.UnknownVersion, or Underway."""
     await hold(connection, plan.model)
     rollout_id = tasks.new_id()
@@ -157,7 +158,6 @@ async def start(
                 "soak_s": plan.soak_s,
                 "patience_s": plan.patience_s,
                 "on_fail": plan.on_fail.value,
-                "compared": _json(compared),
             },
         )
     except psycopg.errors.ForeignKeyViolation:
@@ -179,12 +179,12 @@ async def every(
 ) -> list[Rollout]:
     """Rollouts of all models or of one, the active ones first, then those that ended last."""
     asked = {"rollout_id": None, "model": model, "state": state and state.value, "limit": limit}
-    return [_rollout(row) for row in await (await connection.execute(_SQL["list"], asked)).fetchall()]
+    return _readable(await (await connection.execute(_SQL["list"], asked)).fetchall())
 
 
 async def active(connection: pool.Connection) -> list[Rollout]:
     """Those that have not ended, by model: one of each at most."""
-    return [_rollout(row) for row in await (await connection.execute(_SQL["active"])).fetchall()]
+    return _readable(await (await connection.execute(_SQL["active"])).fetchall())
 
 
 async def moves(connection: pool.Connection, model: str, selector: str) -> bool:
@@ -201,7 +201,7 @@ async def counts(connection: pool.Connection) -> dict[State, int]:
 
 async def events(connection: pool.Connection, rollout_ids: Collection[bytes]) -> dict[bytes, list[Event]]:
     """The steps of each rollout, the first one first."""
-    cursor = await connection.execute(_SQL["events"], {"rollout_ids": ids.array(rollout_ids)})
+    cursor = await connection.execute(_SQL["events"], {"rollout_ids": arrays.ids(rollout_ids)})
     found: defaultdict[bytes, list[Event]] = defaultdict(list)
     for rollout_id, number, at, stage, kind, by, reason, evidence in await cursor.fetchall():
         found[rollout_id].append(
@@ -267,6 +267,17 @@ _AFTER: Final = {
     Kind.ROLLED_BACK: State.ROLLED_BACK,
 }
 """The state that a step leads to."""
+
+
+def _readable(rows: Iterable[tuple[Any, ...]]) -> list[Rollout]:
+    """The rollouts in these rows; one that only a newer hub can read is left to that."""
+    found = []
+    for row in rows:
+        try:
+            found.append(_rollout(row))
+        except (stages.BadStage, gates.BadGate) as error:
+            log.warning("rollout %s is not understood here: %s", tasks.format_id(row[0]), error)
+    return found
 
 
 def _json(value: object) -> str:

@@ -145,7 +145,7 @@ async def baseline(connection: pool.Connection, rollout: rollouts.Rollout) -> No
         {
             "since": ids.lowest(datetime.now(UTC) - BEFORE),
             "model": rollout.plan.model,
-            "versions": list(versions),
+            "versions": arrays.texts(versions),
             "looked_through": LOOKED_THROUGH,
             "rows": BASELINE_ROWS,
         },
@@ -165,9 +165,9 @@ async def _add(connection: pool.Connection, counted: Counted) -> None:
     keys = sorted(counted)
     where = {
         "rollout_ids": arrays.ids(key.rollout_id for key in keys),
-        "stages": [key.stage for key in keys],
-        "agent_ids": [key.agent_id for key in keys],
-        "versions": [key.version for key in keys],
+        "stages": arrays.numbers(key.stage for key in keys),
+        "agent_ids": arrays.numbers(key.agent_id for key in keys),
+        "versions": arrays.texts(key.version for key in keys),
     }
     async with connection.pipeline():
         await connection.execute(_SQL["open"], where)
@@ -183,7 +183,7 @@ async def _add(connection: pool.Connection, counted: Counted) -> None:
                 "rollout_id": ids.Id(key[0]),
                 "items": present.items,
                 "failed": present.failed,
-                "run_us": present.run_us,
+                "run_us": arrays.numbers(present.run_us),
                 "labels": msgspec.json.encode(present.labels).decode(),
             }
         )

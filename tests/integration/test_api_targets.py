@@ -92,7 +92,7 @@ async def test_what_has_not_changed_is_not_sent_again(hub: Served, tmp_path: Pat
     await join(hub.pool, telemetry=telemetry())
     address = "/v1/agents/lyon/press-a/models"
     first = await hub.client.get(address)
-    assert first.json() == {"models": []}
+    assert first.json() == {"models": [], "trials": []}
     await aim(hub, "1", "site=york")
     same = await hub.client.get(address, headers={"if-none-match": first.headers["etag"]})
     assert (same.status_code, same.content) == (304, b"")

@@ -45,7 +45,7 @@ def plan(version: str = "2", **said: Any) -> rollouts.Plan:
 
 
 async def started(connection: pool.Connection, **said: Any) -> rollouts.Rollout:
-    return await standing(connection, await rollouts.start(connection, plan(**said), {}))
+    return await standing(connection, await rollouts.start(connection, plan(**said)))
 
 
 async def standing(connection: pool.Connection, rollout_id: bytes) -> rollouts.Rollout:
@@ -68,9 +68,9 @@ async def test_a_rollout_is_read_back_as_it_was_planned(connections: pool.Pool) 
         on_fail=policy.OnFail.PAUSE,
     )
     async with connections.connection() as connection:
-        rollout_id = await rollouts.start(connection, wanted, {"lyon/one": (3, 2)})
+        rollout_id = await rollouts.start(connection, wanted)
         found = await standing(connection, rollout_id)
-        assert (found.plan, found.compared) == (wanted, {"lyon/one": (3, 2)})
+        assert (found.plan, found.compared) == (wanted, {})
         assert (found.state, found.stage, found.ended_at) == (rollouts.State.RUNNING, 0, None)
         assert await rollouts.active(connection) == [found]
         assert await kinds(connection, rollout_id) == ["started"]
@@ -82,7 +82,7 @@ async def test_a_model_has_one_rollout_at_a_time(connections: pool.Pool) -> None
     async def begin(version: str, selector: str) -> bytes | None:
         try:
             async with connections.connection() as connection, connection.transaction():
-                return await rollouts.start(connection, plan(version, selector=selector), {})
+                return await rollouts.start(connection, plan(version, selector=selector))
         except rollouts.Underway:
             return None
 
@@ -100,7 +100,7 @@ async def test_a_version_that_nobody_pushed_cannot_be_rolled_out(connections: po
         async with connections.connection() as connection:
             with pytest.raises(targets.UnknownVersion):
                 async with connection.transaction():
-                    await rollouts.start(connection, wanted, {})
+                    await rollouts.start(connection, wanted)
 
 
 async def test_what_is_rolled_out_stays_until_the_rollout_has_ended(connections: pool.Pool) -> None:
@@ -120,8 +120,16 @@ async def test_completing_moves_the_target_in_the_same_transaction(connections: 
     async with connections.connection() as connection:
         await targets.put(connection, "faces", "", "1")
         found = await started(connection)
-        await rollouts.take(connection, found, rollouts.Kind.PROMOTED, rollouts.By.POLICY, "well")
+        await rollouts.take(
+            connection,
+            found,
+            rollouts.Kind.PROMOTED,
+            rollouts.By.POLICY,
+            "well",
+            compared={"lyon/one": (3, 2)},
+        )
         found = await standing(connection, found.rollout_id)
+        assert (found.stage, found.compared) == (1, {"lyon/one": (3, 2)})
     async with connections.connection() as connection:
         async with connection.transaction(force_rollback=True):
             await rollouts.take(connection, found, rollouts.Kind.COMPLETED, rollouts.By.POLICY, "done")

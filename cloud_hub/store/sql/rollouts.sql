@@ -4,11 +4,11 @@ SELECT pg_advisory_xact_lock(%(class)s, hashtext(%(model)s::text));
 
 -- name: start
 INSERT INTO rollouts (
-    rollout_id, model, version, selector, stages, gates, min_results, soak_s, patience_s, on_fail, compared
+    rollout_id, model, version, selector, stages, gates, min_results, soak_s, patience_s, on_fail
 )
 VALUES (
     %(rollout_id)s, %(model)s, %(version)s, %(selector)s, %(stages)s::jsonb, %(gates)s::jsonb, %(min_results)s,
-    %(soak_s)s, %(patience_s)s, %(on_fail)s, %(compared)s::jsonb
+    %(soak_s)s, %(patience_s)s, %(on_fail)s
 );
 
 -- name: list
@@ -63,5 +63,5 @@ SELECT EXISTS (
 
 -- name: events
 SELECT rollout_id, number, at, stage, kind, by, reason, evidence::text FROM rollout_events
-WHERE rollout_id = ANY (%(rollout_ids)b::uuid[])
+WHERE rollout_id = ANY (%(rollout_ids)s::uuid[])
 ORDER BY rollout_id, number;

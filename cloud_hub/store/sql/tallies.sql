@@ -1,13 +1,13 @@
 -- name: open
 -- The rows that a batch adds to are there then, and locked below.
 INSERT INTO rollout_tallies (rollout_id, stage, agent_id, version)
-SELECT * FROM unnest(%(rollout_ids)s::uuid[], %(stages)s::int[], %(agent_ids)s::int[], %(versions)b::text[])
+SELECT * FROM unnest(%(rollout_ids)s::uuid[], %(stages)s::int[], %(agent_ids)s::int[], %(versions)s::text[])
 ORDER BY 1, 2, 3, 4
 ON CONFLICT DO NOTHING;
 
 -- name: lock
 SELECT t.rollout_id, t.stage, t.agent_id, t.version, t.items, t.failed, t.run_us, t.labels
-FROM unnest(%(rollout_ids)s::uuid[], %(stages)s::int[], %(agent_ids)s::int[], %(versions)b::text[])
+FROM unnest(%(rollout_ids)s::uuid[], %(stages)s::int[], %(agent_ids)s::int[], %(versions)s::text[])
     AS k (rollout_id, stage, agent_id, version)
 JOIN rollout_tallies t USING (rollout_id, stage, agent_id, version)
 ORDER BY 1, 2, 3, 4
@@ -15,7 +15,7 @@ FOR UPDATE OF t;
 
 -- name: put
 UPDATE rollout_tallies
-SET items = %(items)s, failed = %(failed)s, run_us = %(run_us)s, labels = %(labels)s::jsonb
+SET items = %(items)s, failed = %(failed)s, run_us = %(run_us)s::bigint[], labels = %(labels)s::jsonb
 WHERE rollout_id = %(rollout_id)s AND stage = %(stage)s AND agent_id = %(agent_id)s AND version = %(version)s;
 
 -- name: read
@@ -33,5 +33,5 @@ FROM (
     ORDER BY task_id DESC, item DESC
     LIMIT %(looked_through)s
 ) AS latest
-WHERE model = %(model)s AND version = ANY (%(versions)b::text[])
+WHERE model = %(model)s AND version = ANY (%(versions)s::text[])
 LIMIT %(rows)s;

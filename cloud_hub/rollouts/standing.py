@@ -1,0 +1,260 @@
+"""How rollouts stand: what the policy decides on and what people are shown, read from the store.
+
+Both look at the same: the agents in scope as the fleet's telemetry has them, and the tallies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+import msgspec
+
+from cloud_hub import desired
+from cloud_hub.rollouts import policy
+from cloud_hub.store import agents, pool, rollouts, tallies, targets
+from shared import signals, topics
+from shared.rollouts import gates, measures, stages
+
+Heard: TypeAlias = Callable[[agents.Agent], tuple[float, signals.Telemetry | None] | None]
+"""How long ago (s) this hub heard of an agent, and what it said; None: nothing fresher than the store."""
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """How a gate stood; `gates.Judgement` as it is kept and shown."""
+
+    gate: str
+    verdict: gates.Verdict
+    value: float | None
+    evidence: int
+    said: str
+    needed: bool
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a stage is, or was when it was left: the evidence of a step. JSON."""
+
+    stage: int
+    agents: int = 0
+    """Exposed by it and the stages before it."""
+    ready: int = 0
+    """Of these, those that have both versions loaded."""
+    new_results: int = 0
+    """Of the new version while it lasted; where the stage only shadows, comparisons."""
+    judgements: list[Judged] = []
+
+
+decode: Final = msgspec.json.Decoder(Progress).decode
+"""The progress in a step's evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A rollout, and how it stands."""
+
+    rollout: rollouts.Rollout
+    situation: policy.Situation | None
+    """What a decision rests on; None: it has ended."""
+    progress: Sequence[Progress]
+    """Of each stage: of those left as it was then, of those to come how many agents they would expose."""
+    results: Mapping[str, int]
+    """Of the new version in all stages, by agent; none where it has ended."""
+    events: Sequence[rollouts.Event]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """An agent of the fleet as it is now."""
+
+    place: topics.Agent
+    online: bool
+    labels: Mapping[str, str]
+    reports: Mapping[str, signals.TrialReport]
+    """By rollout."""
+    chosen: Mapping[str, targets.Target]
+    """The targets that count for it, by model."""
+
+
+async def read(
+    connection: pool.Connection,
+    found: Sequence[rollouts.Rollout],
+    heard: Heard,
+    silent_after_s: float,
+) -> list[Standing]:
+    """How these rollouts stand, in their order. An agent not heard for `silent_after_s` is offline."""
+    rollout_ids = [rollout.rollout_id for rollout in found]
+    events = await rollouts.events(connection, rollout_ids)
+    active = {rollout.rollout_id: rollout.plan.model for rollout in found if rollout.ended_at is None}
+    counted = await tallies.read(connection, active) if active else {}
+    fleet = await _fleet(connection, set(active.values()), heard, silent_after_s) if active else []
+    return [
+        _standing(rollout, fleet, counted.get(rollout.rollout_id, []), events.get(rollout.rollout_id, []))
+        for rollout in found
+    ]
+
+
+async def take(
+    connection: pool.Connection, standing: Standing, kind: rollouts.Kind, by: rollouts.By, reason: str
+) -> None:
+    """Take a step from where a rollout stands, with that as its evidence. Raises rollouts.Moved."""
+    begins = kind is rollouts.Kind.PROMOTED
+    await rollouts.take(
+        connection,
+        standing.rollout,
+        kind,
+        by,
+        reason,
+        evidence=msgspec.json.encode(standing.progress[standing.rollout.stage]),
+        compared=compared(standing.situation.agents) if begins and standing.situation else None,
+    )
+
+
+async def _fleet(
+    connection: pool.Connection, models: Container[str], heard: Heard, silent_after_s: float
+) -> list[_Seen]:
+    """The agents whose labels are known, with the targets of `models` that count for each."""
+    aims = [aim for aim in await targets.every(connection) if aim.model in models]
+    found = []
+    for row in await agents.fleet(connection):
+        since_s = (datetime.now(UTC) - row.last_seen).total_seconds()
+        telemetry = row.telemetry
+        if fresher := heard(row):
+            since_s, telemetry = min(since_s, fresher[0]), fresher[1] or telemetry
+        if telemetry is None:
+            continue
+        labels = telemetry.labels | {"site": row.place.site, "agent": row.place.name}
+        found.append(
+            _Seen(
+                place=row.place,
+                online=row.online and since_s < silent_after_s,
+                labels=labels,
+                reports={report.rollout: report for report in telemetry.trials},
+                chosen={aim.model: aim for aim in desired.models(aims, labels)},
+            )
+        )
+    return found
+
+
+def _standing(
+    rollout: rollouts.Rollout,
+    fleet: Sequence[_Seen],
+    counted: Sequence[tallies.Tally],
+    events: Sequence[rollouts.Event],
+) -> Standing:
+    left = {event.stage: decode(event.evidence) for event in events if event.evidence is not None}
+    progress = [left.get(stage, Progress(stage)) for stage in range(len(rollout.plan.stages))]
+    results: dict[str, int] = {}
+    for one in counted:
+        if one.version == rollout.plan.version:
+            results[one.agent] = results.get(one.agent, 0) + one.measures.items
+    if rollout.ended_at is not None:
+        return Standing(rollout, None, progress, results, events)
+    scope = [
+        seen
+        for seen in fleet
+        if desired.concerns(rollout.plan, seen.chosen.get(rollout.plan.model), seen.labels)
+    ]
+    situation = _situation(rollout, scope, counted)
+    for stage in range(rollout.stage, len(progress)):
+        progress[stage] = Progress(stage, agents=_exposed(rollout, scope, stage))
+    progress[rollout.stage] = _now(situation)
+    return Standing(rollout, situation, progress, results, events)
+
+
+def _situation(
+    rollout: rollouts.Rollout, scope: Sequence[_Seen], counted: Sequence[tallies.Tally]
+) -> policy.Situation:
+    plan = rollout.plan
+    members = [
+        policy.Agent(
+            place=seen.place,
+            online=seen.online,
+            exposure=_exposure(rollout, seen, rollout.stage),
+            before=_exposure(rollout, seen, rollout.stage - 1),
+            report=seen.reports.get(rollout.name),
+        )
+        for seen in scope
+    ]
+    new, old = measures.Measures(), measures.Measures()
+    mine = [one for one in counted if one.version == plan.version and one.stage == rollout.stage]
+    for one in mine:
+        new.merge(one.measures)
+    new.compared, new.agreed = _lately(compared(members), rollout.compared)
+    with_results = {one.agent for one in mine if one.measures.items}
+    for one in counted:
+        if one.version != plan.version and one.agent in with_results:
+            old.merge(one.measures)
+    has_old = any(plan.model in seen.chosen for seen in scope)
+    return policy.Situation(
+        rollout=policy.Rollout(
+            model=plan.model,
+            version=plan.version,
+            stages=plan.stages,
+            stage=rollout.stage,
+            stage_since=rollout.stage_since,
+            gates=plan.gates,
+            min_results=plan.min_results,
+            soak_s=plan.soak_s,
+            patience_s=plan.patience_s,
+            on_fail=plan.on_fail,
+        ),
+        agents=members,
+        new=new,
+        old=old if has_old else None,
+    )
+
+
+def compared(members: Iterable[policy.Agent]) -> dict[str, tuple[int, int]]:
+    """By agent: how many shadowed jobs it has compared, and on how many both versions agreed."""
+    return {
+        str(member.place): (member.report.compared, member.report.agreed)
+        for member in members
+        if member.report is not None and member.report.compared
+    }
+
+
+def _lately(now: Mapping[str, tuple[int, int]], before: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """What was compared since, and agreed. An agent that has less than before has begun to count anew."""
+    total = agreed = 0
+    for agent, (its_total, its_agreed) in now.items():
+        its_before = before.get(agent, (0, 0))
+        if its_before[0] > its_total:
+            its_before = (0, 0)
+        total += its_total - its_before[0]
+        agreed += max(0, its_agreed - its_before[1])
+    return total, min(agreed, total)
+
+
+def _exposure(rollout: rollouts.Rollout, seen: _Seen, stage: int) -> stages.Exposure | None:
+    reached = rollout.plan.stages[: stage + 1]
+    return stages.exposure(reached, rollout.name, str(seen.place), seen.labels)
+
+
+def _exposed(rollout: rollouts.Rollout, scope: Sequence[_Seen], stage: int) -> int:
+    return sum(_exposure(rollout, seen, stage) is not None for seen in scope)
+
+
+def _now(situation: policy.Situation) -> Progress:
+    """How far the stage is that a rollout is in."""
+    rollout, new = situation.rollout, situation.new
+    exposed = [agent for agent in situation.agents if agent.exposure is not None]
+    shadows = rollout.stages[rollout.stage].mode is stages.Mode.SHADOW
+    return Progress(
+        stage=rollout.stage,
+        agents=len(exposed),
+        ready=sum(agent.is_ready for agent in exposed),
+        new_results=new.compared if shadows else new.items,
+        judgements=[
+            Judged(
+                gate=str(one.gate),
+                verdict=one.verdict,
+                value=one.value,
+                evidence=one.evidence,
+                said=one.said,
+                needed=one.needed,
+            )
+            for one in policy.judge(situation)
+        ],
+    )
