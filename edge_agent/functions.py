@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent import models, runtime
+from edge_agent import models, runtime, states
 from shared import manifests
 
 
@@ -21,15 +21,20 @@ def load(model: models.Model) -> runtime.CallableRuntime:
     function = getattr(_module(model, model.path), name, None)
     if not callable(function):
         raise runtime.BadGraph(f"{model.path}: there is no function {name!r} in it, which the manifest names")
-    names = model.manifest.tensors
+    names = model.manifest.fetched
+    try:
+        carried = states.given(model.manifest)
+    except states.BadState as wrong:
+        raise runtime.BadGraph(f"{model.folder / manifests.MANIFEST}: {wrong}") from None
 
     def once(batch: runtime.Batch) -> Sequence[runtime.Array]:
-        return [np.asarray(one) for one in function(batch)]
+        outputs = [np.asarray(one) for one in function(states.there(carried, batch))]
+        return states.back(carried, names, outputs) if len(outputs) == len(names) else outputs
 
     def run(batch: runtime.Batch) -> Sequence[runtime.Array]:
         return runtime.in_batches(once, batch, None, names)
 
-    return runtime.CallableRuntime(run, f"python {module}:{name}")
+    return runtime.CallableRuntime(run, f"python {module}:{name}", carried)
 
 
 def _module(model: models.Model, path: Path) -> Any:

@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
+import numpy as np
 
-from edge_agent import models, runtime
+from edge_agent import models, runtime, states
 from edge_agent.oip import messages, tensors
 from shared import manifests
 
@@ -91,8 +92,10 @@ class RemoteRuntime:
             server: _Server = self._told("/v2", _Server, deadline)
             self.name = f"{server.name} {server.version}".strip() + f" at {spec.url}"
             metadata: _Metadata = self._told(self._path, _Metadata, deadline)
+            takes = [_node(one) for one in metadata.inputs]
             nodes = [_node(one) for one in metadata.outputs]
-            self._fixed_batch = runtime.check(model, [_node(one) for one in metadata.inputs], nodes)
+            self._fixed_batch = runtime.check(model, takes, nodes)
+            self.states = runtime.states_of(model, takes, nodes)
             self.outputs = runtime.outputs_of(model, nodes)
         except BaseException:
             self._pool.close()
@@ -111,7 +114,8 @@ class RemoteRuntime:
     def _run(self, batch: runtime.Batch) -> Sequence[runtime.Array]:
         binary = self._spec.binary
         wanted = [{"name": name, "parameters": {"binary_data": binary}} for name in self._names]
-        inputs = [tensors.Tensor(name, array) for name, array in batch.items()]
+        there = states.there(self.states, batch)
+        inputs = [tensors.Tensor(name, np.ascontiguousarray(array)) for name, array in there.items()]
         try:
             body = messages.write({"outputs": wanted}, {"inputs": inputs}, binary=binary)
         except tensors.NotInJson as error:
@@ -125,7 +129,7 @@ class RemoteRuntime:
         missing = [name for name in self._names if name not in given]
         if missing:
             raise runtime.RunFailed(f"{self._spec.url} gave no output {', '.join(missing)}")
-        return [given[name] for name in self._names]
+        return states.back(self.states, self._names, [given[name] for name in self._names])
 
     def _ready(self, deadline: _Deadline) -> None:
         answer = self._pool.ask("GET", f"{self._path}/ready", None, deadline)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent import memory, models, sessions
+from edge_agent import memory, models, sessions, states
 from shared import manifests
 
 Array = npt.NDArray[Any]
@@ -74,11 +74,17 @@ class Runtime(Protocol):
 
     @property
     def outputs(self) -> Sequence[Output]:
-        """The manifest's `tensors`, in their order; nothing if only a run can tell."""
+        """What the manifest has `fetched`, in that order; nothing if only a run can tell."""
+        ...
+
+    @property
+    def states(self) -> Sequence[states.Spec]:
+        """What is carried from item to item."""
         ...
 
     def run(self, batch: Batch) -> Sequence[Array]:
-        """The manifest's `tensors`, in their order, one row for each item. Raises what the runtime raises."""
+        """What the manifest has `fetched`, in that order, one row for each item. Raises what the runtime
+        raises."""
         ...
 
     def trim(self, batch: Batch) -> None:
@@ -132,6 +138,7 @@ class OnnxRuntime:
         nodes = opened.sessions.first.get_outputs()
         self.fixed_batch = check(model, opened.sessions.first.get_inputs(), nodes)
         """The batch size that the graph is fixed to; None where it takes any."""
+        self.states = states_of(model, opened.sessions.first.get_inputs(), nodes)
         self.outputs = outputs_of(model, nodes)
         self._outputs = [one.name for one in self.outputs]
 
@@ -140,13 +147,16 @@ class OnnxRuntime:
 
     def _run(self, batch: Batch) -> Sequence[Array]:
         assert self._sessions is not None, f"{self._model} is run after it was closed"
-        return self._sessions.run(self._outputs, batch)
+        if not self.states:
+            return self._sessions.run(self._outputs, batch)
+        given = self._sessions.run(self._outputs, states.there(self.states, batch))
+        return states.back(self.states, self._outputs, given)
 
     def trim(self, batch: Batch) -> None:
         if self.provider == sessions.CPU and self.fixed_batch is None and self._sessions is not None:
             options = self._ort.RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            self._sessions.first.run(self._outputs, batch, options)
+            self._sessions.first.run(self._outputs, states.there(self.states, batch), options)
         memory.give_back()  # of reading the graph, too, and of ordering its weights
 
     def close(self) -> None:
@@ -157,8 +167,14 @@ class OnnxRuntime:
 class CallableRuntime:
     """A Python function in place of a graph. Its code is trusted: it runs in this process."""
 
-    def __init__(self, function: Callable[[Batch], Sequence[Array]], name: str = "callable") -> None:
+    def __init__(
+        self,
+        function: Callable[[Batch], Sequence[Array]],
+        name: str = "callable",
+        carried: Sequence[states.Spec] = (),
+    ) -> None:
         self._function = function
+        self.states = carried
         self.name = name
         self.wanted = self.provider = "python"
         self.reason: str | None = None
@@ -217,7 +233,8 @@ def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     """
     where = model.folder / manifests.MANIFEST
     graph = {node.name: node for node in inputs}
-    missing = sorted(graph.keys() - {spec.name for spec in model.manifest.inputs})
+    known = {spec.name for spec in model.manifest.inputs} | {one.input for one in model.manifest.states}
+    missing = sorted(graph.keys() - known)
     if missing:
         raise BadGraph(f"{where}: inputs: the graph also takes {', '.join(map(repr, missing))}; add it")
     fixed: set[int] = set()
@@ -236,6 +253,7 @@ def check(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) ->
             )
         if isinstance(batch, int):
             fixed.add(batch)
+    fixed |= states.batches(states_of(model, inputs, outputs), graph)
     if len(fixed) > 1:
         raise BadGraph(
             f"{where}: the graph's inputs are fixed to different batches, {sorted(fixed)}; export it anew"
@@ -252,8 +270,17 @@ def type_of(dtype: str) -> str:
     return _TYPES[dtype]
 
 
+def states_of(model: models.Model, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[states.Spec, ...]:
+    """What a graph carries from item to item, its nodes described as in `check`. Raises BadGraph."""
+    takes, gives = ({node.name: node for node in nodes} for nodes in (inputs, outputs))
+    try:
+        return states.of_graph(model.manifest, takes, gives, {kind: dtype for dtype, kind in _TYPES.items()})
+    except states.BadState as wrong:
+        raise BadGraph(f"{model.folder / manifests.MANIFEST}: {wrong}") from None
+
+
 def outputs_of(model: models.Model, nodes: Sequence[Any]) -> list[Output]:
-    """The manifest's `tensors` among the outputs of a graph that was checked, described as in `check`."""
+    """What the manifest has `fetched` among the outputs of a graph that was checked, as in `check`."""
     named = {node.name: node for node in nodes}
     dtypes = {kind: dtype for dtype, kind in _TYPES.items()}
     return [
@@ -262,7 +289,7 @@ def outputs_of(model: models.Model, nodes: Sequence[Any]) -> list[Output]:
             dtypes.get(named[name].type, named[name].type),
             tuple(size if isinstance(size, int) else -1 for size in named[name].shape[1:]),
         )
-        for name in model.manifest.tensors
+        for name in model.manifest.fetched
     ]
 
 

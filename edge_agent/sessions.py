@@ -128,6 +128,9 @@ def open_(
         if EXECUTION_PROVIDERS[provider] not in available:
             refused.append(f"{provider}: this ONNX Runtime was built without it")
             continue
+        if provider == TENSORRT and model.manifest.states:
+            refused.append(f"{provider}: models that carry a state do not run on it")
+            continue
         # Nodes that the provider can't take go to those after it on the ladder, and last to the CPU; to
         # TensorRT only from its own rung, for it would build an engine of them.
         below = [one for one in (*order[rung + 1 :], CPU) if one not in (provider, TENSORRT)]

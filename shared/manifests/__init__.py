@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 
 from shared import topics
-from shared.manifests import fields, inputs, outputs, runtimes, tensorrt
+from shared.manifests import fields, inputs, outputs, runtimes, states, tensorrt
 
 MANIFEST: Final = "model.toml"
 
@@ -36,6 +36,7 @@ Onnx = runtimes.Onnx
 Remote = runtimes.Remote
 Python = runtimes.Python
 TensorRT = tensorrt.TensorRT
+State = states.State
 Runtime = runtimes.Runtime
 
 _CHOICES: Final = {
@@ -101,6 +102,11 @@ class Manifest(fields.Table, frozen=True, kw_only=True):
     file: fields.Name = "model.onnx"
     inputs: Annotated[tuple[Input, ...], msgspec.Meta(min_length=1)]
     outputs: Annotated[tuple[Output, ...], msgspec.Meta(min_length=1)]
+    states: tuple[State, ...] = ()
+    """What is carried from item to item."""
+    memory_mb: fields.Positive | None = None
+    """What the loaded model takes, in MiB, as `backhaul models check` measures it; if not said, about as
+    much as its files. Agents go by it where memory is short, and providers that can be bound are bound."""
     batching: Batching = Batching()
     runtime: Runtime = Onnx()
     providers: Providers = Providers()
@@ -111,8 +117,9 @@ class Manifest(fields.Table, frozen=True, kw_only=True):
         topics.check_name(self.name, "`name`:")
         topics.check_name(self.version, "`version`:")
         for what, names in (
-            ("inputs", [one.name for one in self.inputs]),
+            ("inputs", [*(one.name for one in self.inputs), *(one.input for one in self.states)]),
             ("outputs", [one.name for one in self.outputs]),
+            ("states", [one.output for one in self.states]),
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"`{what}` names one of them twice: {', '.join(names)}")
@@ -147,6 +154,13 @@ class Manifest(fields.Table, frozen=True, kw_only=True):
     def has_boxes(self) -> bool:
         """Whether an output says where in the picture something is."""
         return any(isinstance(one, outputs.PLACED) for one in self.outputs)
+
+    @property
+    def fetched(self) -> tuple[str, ...]:
+        """The graph's outputs that a run gives: `tensors`, and then those that are carried on."""
+        if not self.states:
+            return self.tensors
+        return tuple(dict.fromkeys((*self.tensors, *(one.output for one in self.states))))
 
     @property
     def tensors(self) -> tuple[str, ...]:
