@@ -32,12 +32,14 @@ from edge_agent import (
     uplink,
     window,
 )
+from edge_agent.builds import builds
 from edge_agent.journal import journal, records
 from edge_agent.oip import service, surface
 from shared import backoff, lanes, link
 
 if TYPE_CHECKING:
     from edge_agent.registry import registry
+    from edge_agent.trials import trials
 
 log: Final = logging.getLogger(__name__)
 
@@ -87,16 +89,30 @@ async def _registry(
     return fetched
 
 
+def _trials(
+    fetched: registry.Registry | None, machine: engine.Engine, waiting: window.Window, executor: runner.Runner
+) -> trials.Trials | None:
+    """The trials of the hub's models; None where none is fetched."""
+    if fetched is None:
+        return None
+    from edge_agent.trials import trials  # likewise
+
+    made = trials.Trials(fetched, machine, is_quiet=lambda: executor.is_quiet, on_back=waiting.reroute)
+    waiting.routes, executor.watching = made.routes, made.watching
+    made.changed()
+    return made
+
+
 async def _live(policy: settings.Settings, stop: asyncio.Event) -> None:
     """One life of the agent, from opening the journal to closing it."""
     async with contextlib.AsyncExitStack() as stack:
         book = await stack.enter_async_context(_journal(policy))
         numbers, cursors = await book.lanes(), await book.cursors()
         catalogue = models.Catalogue()
-        machine, away = await asyncio.to_thread(loading.load, policy, catalogue)
+        machine, engines, away = await asyncio.to_thread(loading.load, policy, catalogue)
         stack.callback(machine.close)
         fetched = await _registry(policy, catalogue, machine, away)
-        agent = Agent(policy, book, catalogue, machine, away, fetched, numbers, cursors)
+        agent = Agent(policy, book, catalogue, machine, engines, away, fetched, numbers, cursors)
         port = await stack.enter_async_context(
             http.Server.open(policy.http.host, policy.http.port, agent.pages(), agent.services())
         )
@@ -113,16 +129,18 @@ class Agent:
         book: journal.Journal,
         catalogue: models.Catalogue,
         machine: engine.Engine,
+        engines: builds.Builds,
         away: Sequence[models.Model],
         fetched: registry.Registry | None,
         numbers: Mapping[lanes.Lane, records.Numbers],
         cursors: Mapping[lanes.Lane, records.Cursor],
     ) -> None:
-        """`away` are models whose servers are not there yet, `fetched` are those that the hub wants;
-        `numbers` and `cursors` those of the journal's lanes."""
+        """`engines` are TensorRT's, `away` models whose servers are not there yet, `fetched` those that the
+        hub wants; `numbers` and `cursors` are those of the journal's lanes."""
         self._policy = policy
         self._journal = book
         self._engine = machine
+        self._engines = engines
         self._away = away
         self._registry = fetched
         self._offset = clock.Offset()
@@ -146,9 +164,12 @@ class Agent:
         self._oip = service.Service(book, machine, self._window, self._runner, policy)
         self._status.oip = self._oip
         self._status.registry = fetched
+        self._status.engines = engines
         if fetched is not None:
             fetched.on_changed = self._models_changed
             fetched.is_needed = self._window.needs
+        self._trials = _trials(fetched, machine, self._window, self._runner)
+        self._status.trials = self._trials
         self._links: list[link.Link] = []
         self._replies: replies.Replies | None = None
         self._intake: intake.Intake | None = None
@@ -181,6 +202,8 @@ class Agent:
                 policy,
                 self._overflowed,
             )
+            if self._trials is not None:
+                self._intake.tags = self._trials.tags
             self._links += [site, answers]
             self._status.site_link, self._status.intake, self._status.replies = (
                 site,
@@ -238,8 +261,14 @@ class Agent:
                     self._engine, self._away, self._policy.engine.provider, self._models_changed
                 )
                 taking.append(_start(group, "models of other servers", later))
+            built = loading.build(
+                self._engines, self._engine, self._policy.engine.provider, self._models_changed
+            )
+            taking.append(_start(group, "engines of TensorRT", built))
             if self._registry is not None:
                 taking.append(_start(group, "registry", self._registry.run()))
+            if self._trials is not None:
+                taking.append(_start(group, "trials", self._trials.run()))
             self._status.working = self._oip.taking = True
             await stop.wait()
             log.info("stopping")
@@ -273,6 +302,8 @@ class Agent:
             self._replies.put([reply for reply in said if reply.topic != records.NOWHERE])
 
     def _models_changed(self) -> None:
+        if self._trials is not None:
+            self._trials.changed()
         self._window.models_changed()
         self._runner.wake()
         if self._uplink is not None:
@@ -303,7 +334,10 @@ class Agent:
         policy = self._policy.oip
         if not policy.enabled:
             return {}
-        return {surface.WORD: surface.Surface(self._engine, self._oip, policy, lambda: self._oip.taking)}
+        served = surface.Surface(self._engine, self._oip, policy, lambda: self._oip.taking)
+        if self._trials is not None:
+            served.routes = self._trials.routes
+        return {surface.WORD: served}
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

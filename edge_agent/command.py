@@ -151,6 +151,7 @@ def _readable(told: dict[str, Any]) -> str:
             f"  model      {model['name']}@{model['version']} on {model['provider']}{wanted}, "
             f"{model['items_per_s']:.0f} items/s"
         )
+    lines += [_engine(one) for one in told.get("engines", ()) if one["state"] != "built"]
     lines += _registry(told.get("registry"))
     lines += [
         f"  jobs       {now['jobs_total']:,} taken, {now['rejected_total']:,} rejected, "
@@ -166,6 +167,13 @@ def _readable(told: dict[str, Any]) -> str:
         for lane in now["lanes"]
     ]
     return "\n".join(lines)
+
+
+def _engine(told: dict[str, Any]) -> str:
+    """An engine of TensorRT that is not there yet."""
+    how = told["state"] + (f" for {told['seconds']:.0f} s" if told["seconds"] is not None else "")
+    why = f", failed {told['failures']} times: {told['reason']}" if told["failures"] else ""
+    return f"  engine     {told['model']}@{told['version']} {how}{why}"
 
 
 def _registry(told: dict[str, Any] | None) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from edge_agent import engine, models, runtime, sessions, settings
+from edge_agent.builds import builder, builds, cache
 from shared import manifests
 
 log: Final = logging.getLogger(__name__)
@@ -21,22 +22,31 @@ class Loaded(NamedTuple):
     """What became of the packages."""
 
     engine: engine.Engine
+    builds: builds.Builds
+    """The engines of TensorRT; none is ever wanted where no GPU is."""
     away: list[models.Model]
     """Those whose servers were not ready."""
 
 
 def load(policy: settings.Settings, catalogue: models.Catalogue) -> Loaded:
     """An engine with every whole package of the folder; a broken one is said and hides no other."""
+    engines = builds.Builds(
+        cache.Cache(Path(policy.state) / "engines", policy.tensorrt.max_bytes),
+        builder.Builder(policy.tensorrt.build_s),
+    )
     opener = runtime.opener(
         threads=policy.engine.intra_op_threads,
+        streams=min(policy.engine.streams, policy.engine.threads),
+        engines=engines,
         python=policy.engine.python,
     )
     machine = engine.Engine(catalogue, opener=opener)
+    engines.is_served = lambda model: is_served(machine, model)
     away: list[models.Model] = []
     folder = Path(policy.models)
     if not folder.is_dir():
         log.warning("%s: no such folder, so no model is here", folder)
-        return Loaded(machine, away)
+        return Loaded(machine, engines, away)
     found = models.scan(folder)
     for where, why in found.broken.items():
         log.error("%s is left out: %s", where, why)
@@ -48,7 +58,7 @@ def load(policy: settings.Settings, catalogue: models.Catalogue) -> Loaded:
             away.append(model)
         except Exception as error:  # noqa: BLE001 - whatever a graph does, the other models must serve
             log.error("%s is left out: %s", model, error)
-    return Loaded(machine, away)
+    return Loaded(machine, engines, away)
 
 
 async def load_later(
@@ -84,6 +94,35 @@ def order(model: models.Model, provider: str) -> tuple[str, ...]:
     if provider == "auto":
         return sessions.offered(own)
     return (provider, *(one for one in own if one != provider))
+
+
+def is_served(machine: engine.Engine, model: models.Model) -> bool:
+    """Whether this very package is served under its name."""
+    try:
+        return machine.find(*model.key).sha256 == model.sha256
+    except models.UnknownModel:
+        return False
+
+
+async def build(
+    engines: builds.Builds, machine: engine.Engine, provider: str, on_loaded: Callable[[], None]
+) -> None:
+    """Have engines of TensorRT built, until cancelled; `on_loaded` is told when a model runs on one.
+
+    What runs meanwhile runs to its end on what served before.
+    """
+
+    async def on_built(model: models.Model) -> None:
+        if not is_served(machine, model):
+            return
+        try:
+            await asyncio.to_thread(load_one, machine, model, provider)
+        except Exception as error:  # noqa: BLE001 - as above; what served goes on serving
+            log.error("%s goes on as before, for it does not run on what was built: %s", model, error)
+        else:
+            on_loaded()
+
+    await engines.run(on_built)
 
 
 def load_one(machine: engine.Engine, model: models.Model, provider: str) -> None:

@@ -46,6 +46,9 @@ class Engine(_Section, frozen=True):
     """Batches that run at one time."""
     intra_op_threads: int = 1
     """Threads of ONNX Runtime inside one batch."""
+    streams: int = 2
+    """Batches of a model that run on an NVIDIA GPU at one time; never more than `threads`. Each takes the
+    model's memory there."""
     provider: str = "auto"
     """The execution provider that models should run on. 'auto' is the best of a model's own order that
     the installed ONNX Runtime was built with; name 'tensorrt' or 'cuda' where the hardware is there, so
@@ -56,6 +59,15 @@ class Engine(_Section, frozen=True):
     """Tasks that wait in memory for their turn; the others wait in the journal."""
     window_bytes: int = 32 << 20
     """Bytes of payload that may wait in memory with them."""
+
+
+class TensorRT(_Section, frozen=True):
+    """Engines that TensorRT builds, each in a process beside the agent, and keeps in `STATE/engines`."""
+
+    max_bytes: int = 8 << 30
+    """Disk for engines; those that no model has needed for longest make room. What is in use stays."""
+    build_s: float = 3600.0
+    """How long building one may take, and opening it once to see that it runs."""
 
 
 class Overflow(_Section, frozen=True):
@@ -166,6 +178,7 @@ class Settings(_Section, frozen=True):
     journal: Journal = Journal()
     intake: Intake = Intake()
     engine: Engine = Engine()
+    tensorrt: TensorRT = TensorRT()
     overflow: Overflow = Overflow()
     uplink: Uplink = Uplink()
     leases: Leases = Leases()
@@ -199,7 +212,9 @@ def load(path: Path) -> Settings:
         )
     for what, value in (
         ("engine.threads", read.engine.threads),
+        ("engine.streams", read.engine.streams),
         ("engine.window", read.engine.window),
+        ("tensorrt.build_s", read.tensorrt.build_s),
         ("intake.in_flight", read.intake.in_flight),
         ("uplink.in_flight", read.uplink.in_flight),
         ("oip.waiting", read.oip.waiting),

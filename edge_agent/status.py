@@ -16,12 +16,14 @@ from prometheus_client import core
 from prometheus_client import registry as collectors
 
 from edge_agent import clock, engine, hub, intake, overflow, replies, runner, settings, uplink, window
+from edge_agent.builds import builder, builds
 from edge_agent.journal import journal
 from edge_agent.oip import service
 from shared import link, signals, tasks
 
 if TYPE_CHECKING:
     from edge_agent.registry import registry
+    from edge_agent.trials import trials
 
 MIDDLE_PRIORITY: Final = 5
 RATE_OVER_S: Final = 5.0
@@ -73,6 +75,8 @@ class Status:
         self.site_link: link.Link | None = None
         self.cloud_link: link.Link | None = None
         self.registry: registry.Registry | None = None
+        self.trials: trials.Trials | None = None
+        self.engines: builds.Builds | None = None
         self.working = False
         """True from the moment at which everything runs to the one at which it is told to stop."""
 
@@ -118,6 +122,7 @@ class Status:
                 for lease in self._runner.leases()
             ],
             lanes=up.outlet.reports() if up is not None else [],
+            trials=self.trials.reports() if self.trials is not None else [],
             queued=self._window.tasks_total,
             queued_items=sum(self._window.items.values()),
             running=self._runner.running,
@@ -170,6 +175,7 @@ class Status:
             "broker": _link(self.site_link),
             "uplink": _link(self.cloud_link) | {"hub_reachable": self._hub.reachable},
             "models": [_model(model) for model in self._engine.loaded()],
+            "engines": self.engines.as_dicts() if self.engines is not None else [],
             "registry": self.registry.as_dict() if self.registry is not None else None,
             "handed_over": len(self._hub.handed_over),
             "telemetry": told,
@@ -273,6 +279,35 @@ class Metrics(collectors.Collector):
         for lane in told.lanes:
             lanes.add_metric([lane.lane], lane.numbered - lane.acknowledged)
         yield lanes
+        if self._status.engines is not None:
+            yield from of_engines(self._status.engines)
+
+
+def of_engines(engines: builds.Builds) -> Iterator[core.Metric]:
+    """The metrics of the engines that TensorRT builds."""
+    ends = core.CounterMetricFamily(
+        "backhaul_agent_tensorrt_builds", "Builds that ended, by how they did.", labels=["outcome"]
+    )
+    for outcome in builder.Outcome:
+        ends.add_metric([outcome], engines.outcomes[outcome])
+    yield ends
+    yield core.CounterMetricFamily(
+        "backhaul_agent_tensorrt_discarded",
+        "Engines thrown away, for they were broken or of other versions.",
+        value=engines.discarded,
+    )
+    yield core.GaugeMetricFamily(
+        "backhaul_agent_tensorrt_cache_bytes", "Engines on disk.", value=engines.bytes()
+    )
+    going_on = core.GaugeMetricFamily(
+        "backhaul_agent_tensorrt_building_seconds",
+        "How long the engine of a model is being built.",
+        labels=["model"],
+    )
+    if (building := engines.building()) is not None:
+        model, seconds = building
+        going_on.add_metric([str(model)], round(seconds, 1))
+    yield going_on
 
 
 def exposition(metrics: Metrics) -> bytes:

@@ -1,0 +1,107 @@
+"""A GPU for machines that have none: ONNX Runtime's module, in which TensorRT and CUDA run on the CPU.
+
+Its TensorRT takes an engine that is there and whole, and fails at any other, as the real one does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import onnxruntime as ort
+
+from edge_agent.builds import identity
+
+HOST: Final = identity.Host(
+    onnxruntime="1.22.0", tensorrt="100900", cuda="12.8", driver="570.86", gpu="NVIDIA L4", compute="8.9"
+)
+ENGINE: Final = b"an engine"
+TENSORRT: Final = "TensorrtExecutionProvider"
+
+
+class Session:
+    """A graph on one of the providers."""
+
+    def __init__(self, path: str, providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+        self.providers = [name for name, _ in providers]
+        for name, told in providers:
+            if name == TENSORRT:
+                engine = Path(told["trt_engine_cache_path"]) / "x.engine"
+                if engine.read_bytes() != ENGINE:
+                    raise RuntimeError("TensorRT EP could not deserialize engine from cache")
+        self._session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.get_inputs = self._session.get_inputs
+        self.get_outputs = self._session.get_outputs
+        self.run = self._session.run
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def disable_fallback(self) -> None:
+        pass
+
+
+class Module:
+    """In place of the module `onnxruntime`."""
+
+    SessionOptions = ort.SessionOptions
+    RunOptions = ort.RunOptions
+    __version__ = HOST.onnxruntime
+
+    def __init__(self) -> None:
+        self.opened: list[Session] = []
+
+    def get_available_providers(self) -> list[str]:
+        return [TENSORRT, "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def disable_telemetry_events(self) -> None:
+        pass
+
+    def InferenceSession(  # noqa: N802 - as ONNX Runtime has it
+        self,
+        path: str,
+        options: Any,
+        providers: Sequence[tuple[str, Mapping[str, str]]],
+        enable_fallback: int,
+    ) -> Session:
+        self.opened.append(Session(path, providers))
+        return self.opened[-1]
+
+
+def build(how: str, folder: Path) -> int:
+    """What the program does that builds an engine, which is called as `python -m tests.gpu HOW …`."""
+    import os
+    import signal
+
+    engine = folder / "x.engine"
+    match how:
+        case "build" if not engine.exists():
+            engine.write_bytes(ENGINE)
+        case "slow":
+            signal.pause()
+        case "gated":  # until somebody opens the other end
+            if not engine.exists():
+                (folder.parent / "gate").read_bytes()
+                engine.write_bytes(ENGINE)
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "crash at its own engine":
+            if engine.exists():
+                os.kill(os.getpid(), signal.SIGSEGV)
+            engine.write_bytes(ENGINE)
+        case "out of memory":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "empty":
+            engine.open("ab").close()
+        case "again":
+            engine.write_bytes(os.urandom(9))
+        case "refuse":
+            print("a warning\nNonMaxSuppression is not supported")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(build(sys.argv[1], Path(sys.argv[3])))
