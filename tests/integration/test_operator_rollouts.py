@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration import api_server, shipped
+from tests.integration.api_server import Served, join, telemetry
 from tests.integration.test_operator import Ran, backhaul
 
 ID = "01990d8a-6f2b-7c41-9d3e-5b8f0a1c2d3e"
@@ -309,3 +313,84 @@ async def test_a_hub_that_is_away_does_not_end_the_watch(played: Played) -> None
     assert [line["kind"] for line in ran.lines] == ["started", "promoted"]
     gone = await played.run("show", "none-such", "--watch")
     assert (gone.status, "no such thing" in gone.err) == (1, True)
+
+
+# With a real hub
+
+
+@pytest.fixture
+async def hub(database: str, tmp_path: Path) -> AsyncIterator[Served]:
+    """A hub with two versions of a model, the first of which an agent is to serve."""
+    async with api_server.serving(database) as served:
+        for version in ("1", "2"):
+            body = shipped.package(tmp_path, version=version, graph=version.encode())
+            await shipped.pushed(served, body, version=version)
+        await shipped.aim(served, "1")
+        await join(served.pool, telemetry=telemetry(labels={"ring": "internal"}))
+        yield served
+
+
+async def begun(hub: Served, *words: str) -> str:
+    """The id of a rollout of two stages that was started."""
+    started = await backhaul(
+        hub, "rollout", "start", "defects@2", "--stages", "internal,100%", "--json", *words
+    )
+    assert started.status == 0, started.err
+    rollout_id: str = started.lines[0]["rollout_id"]
+    return rollout_id
+
+
+async def test_a_rollout_is_led_by_hand(hub: Served) -> None:
+    """started, listed, shown, paused, resumed, promoted to its end: and the target says the new version."""
+    rollout_id = await begun(hub, "--soak", "1h", "--gate", "errors <= 2 %")
+    listed = (await backhaul(hub, "rollout")).out
+    assert rollout_id in listed
+    assert "running" in listed
+    shown = " ".join((await backhaul(hub, "rollout", "show", rollout_id)).out.split())
+    for seen in ("▶ internal 1 0 0", "errors<=2% open", "lyon/press-a online serve waiting"):
+        assert seen in shown, shown
+    for word, said in (
+        ("pause", "is paused, stage 1 of 2, internal."),
+        ("resume", "is running, stage 1 of 2, internal."),
+        ("promote", "is running, stage 2 of 2, 100%."),
+        ("promote", "is completed."),
+    ):
+        ran = await backhaul(hub, "rollout", word, rollout_id, "--reason", f"a reason to {word}")
+        assert ran.out == f"{rollout_id}: defects to 2 {said}\n", ran.err
+    over = await backhaul(hub, "rollout", "rollback", rollout_id)
+    assert (over.status, "is completed" in over.err) == (1, True)
+    assert "a reason to resume" in (await backhaul(hub, "rollout", "show", rollout_id)).out
+    (target,) = (await hub.client.get("/v1/targets")).json()["targets"]
+    assert target["version"] == "2"
+
+
+async def test_who_looks_on_sees_it_go_back(hub: Served) -> None:
+    """A rollout that is taken back while somebody looks on ends the looking, with status 1."""
+    rollout_id = await begun(hub)
+    looking = asyncio.create_task(backhaul(hub, "rollout", "show", rollout_id, "--watch"))
+    await backhaul(hub, "rollout", "rollback", rollout_id, "--reason", "seen on the floor")
+    looked = await looking
+    assert looked.status == 1, looked.err
+    assert looked.out.splitlines()[-1].endswith("rolled back, by the operator: seen on the floor")
+    assert "rolled back" in (await backhaul(hub, "rollout", "list", "--state", "rolled_back")).out
+    assert (await backhaul(hub, "rollout", "list", "--state", "running")).out == "No rollouts.\n"
+
+
+async def test_what_cannot_be_begun_is_told(hub: Served) -> None:
+    """What cannot be read, is not there or is under way is refused with a sentence."""
+    for words, said in (
+        (("start", "defects@2", "--stages", "internal,5%%"), "stages/1"),
+        (("start", "defects@2", "--stages", "100%", "--gate", "speed<=1"), "gates/0"),
+        (("start", "defects@9", "--stages", "100%"), "no defects@9 was pushed"),
+        (("start", "defects@1", "--stages", "100%"), "already"),
+        (("show", ID), "there is no rollout"),
+        (("show", "this"), "is no id of a rollout"),
+        (("list", "--state", "done"), "state"),
+    ):
+        ran = await backhaul(hub, "rollout", *words)
+        assert ran.status == 1, words
+        assert said in ran.err, ran.err
+        assert "Traceback" not in ran.err
+    await begun(hub)
+    twice = await backhaul(hub, "rollout", "start", "defects@2", "--stages", "100%")
+    assert (twice.status, "is being rolled out already" in twice.err) == (1, True)
