@@ -38,3 +38,12 @@ def peak_mb(pid: int) -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise LookupError(f"/proc/{pid}/status does not say VmHWM")
+
+
+def own_mb(pid: int) -> float:
+    """Memory that the process made for itself (MB): not that of files, such as libraries, which others share
+    and the system may drop."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise LookupError(f"/proc/{pid}/smaps_rollup does not say Anonymous")

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks import edge, engine, figures, footprint, learning, peers, scheduler, simulate, transport
+from benchmarks import (
+    edge,
+    engine,
+    figures,
+    footprint,
+    learning,
+    loading,
+    peers,
+    scheduler,
+    simulate,
+    transport,
+)
 from benchmarks.queues import peer
 from benchmarks.serving import way
 from tests import models
@@ -112,6 +123,19 @@ def test_engine_is_compared_for_every_model(tmp_path: Path) -> None:
             assert one["items_per_s"] > 0, name
             assert one["ratio"] > 0, name
             assert 0 < one["p50_ms"] <= one["p99_ms"], name
+
+
+@pytest.mark.usefixtures("broker", "postgres", "valkey")
+def test_loading_leaves_no_memory_behind_and_loses_no_job(tmp_path: Path) -> None:
+    """A model comes and goes, and memory stays flat; versions are swapped, and each job is answered once."""
+    written = tmp_path / "figures.json"
+    assert loading.main(["--quick", "--json", str(written)]) == 0
+    told = figures_in(written, "loading")
+    assert told["memory"]["surface-defects"]["grown_mb"] <= loading.BOUND_MB
+    swapped = told["swaps"]
+    assert (swapped["missing"], swapped["twice"], swapped["failed"]) == (0, 0, 0)
+    assert swapped["jobs"] > 0
+    assert swapped["versions"] == 1 + swapped["swaps"]
 
 
 @pytest.mark.usefixtures("broker")
