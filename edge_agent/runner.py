@@ -344,6 +344,11 @@ class Runner:
         run: verdicts.Run,
     ) -> None:
         """End the tasks of a batch, or try again what may succeed then."""
+        if (told := self.watching.get(model.name)) is not None:
+            ran = [
+                watch.Ran(one.task, one.work, 0, result) for one, result in zip(members, made, strict=True)
+            ]
+            told(model, ran, run.run_us)  # first: what is tried again may go elsewhere then
         for member, result in zip(members, made, strict=True):
             task = self._window.get(member.task.task_id) or member.task  # the hub may have leased it anew
             self.counts["items"] += len(result)
@@ -359,11 +364,6 @@ class Runner:
             else:
                 self.counts["failed"] += bool(failures)
                 await self._out.put(verdicts.completed(task, result, run, self._site))
-        if (told := self.watching.get(model.name)) is not None:
-            ran = [
-                watch.Ran(one.task, one.work, 0, result) for one, result in zip(members, made, strict=True)
-            ]
-            told(model, ran, run.run_us)
 
     def _stays(self, end: slices.End) -> bool:
         """Whether a task that stopped goes on here, later: a device's, unless its end has come."""

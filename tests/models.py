@@ -70,6 +70,30 @@ def write_classifier(
     )
 
 
+def write_brittle_classifier(folder: Path, *, name: str = "brightness", version: str = "1.0.0") -> Path:
+    """As `write_classifier`, but a run with a picture that is brighter than half fails."""
+    write_classifier(folder, name=name, version=version)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])
+    prob = helper.make_tensor_value_info("prob", TensorProto.FLOAT, ["batch", 2])
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Add", ["mean", "mean"], ["twice"]),
+        helper.make_node("Cast", ["twice"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "place"], ["nothing"]),  # has one place
+        helper.make_node("Add", ["mean", "nothing"], ["same"]),
+        helper.make_node("Reshape", ["same", "column"], ["bright"]),
+        helper.make_node("Sub", ["one", "bright"], ["dark"]),
+        helper.make_node("Concat", ["dark", "bright"], ["prob"], axis=1),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "table": np.zeros(1, np.float32),
+        "column": np.array([-1, 1], np.int64),
+        "one": np.array(1, np.float32),
+    }
+    _write(folder, nodes, [image], [prob], constants)
+    return folder
+
+
 def write_scorer(
     folder: Path,
     *,

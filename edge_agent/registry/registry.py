@@ -151,14 +151,20 @@ class Registry:
         """The trials that the hub wants of this agent, and how far it is with each."""
         return [self._standing(trial) for trial in self._desired.trials] if self._desired else []
 
-    async def go_back(self, rollout: str, reason: str) -> None:
-        """Serve the old version of a trial again, from this moment on and after every start, until the hub
-        ends the rollout."""
+    def go_back(self, rollout: str, reason: str) -> None:
+        """Serve the old version of a trial again, from this moment on until the hub ends the rollout; after a
+        start as well, when `remember` has come back."""
         self._gone_back[rollout] = reason
         self._aim()
         self._changed.set()
         self.on_changed()
-        await self._remember()
+
+    async def remember(self) -> None:
+        """Keep what this agent has gone back from for the next start."""
+        try:
+            await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
+        except OSError as error:
+            log.error("what this agent has gone back from cannot be kept for the next start: %s", error)
 
     def _standing(self, trial: trials.Trial) -> Standing:
         now = self._situation()
@@ -248,20 +254,13 @@ class Registry:
             over = self._gone_back.keys() - {trial.rollout for trial in answer.desired.trials}
             if over:
                 self._gone_back = {key: why for key, why in self._gone_back.items() if key not in over}
-                await self._remember()
+                await self.remember()
 
     def _aim(self) -> None:
         """Work towards what the hub wants, but for what this agent has gone back from."""
         if self._desired is not None:
             self._aims = aims.aims(self._desired, self._own, self._gone_back)
             self._engine.prefer(self._aims.preferred)
-
-    async def _remember(self) -> None:
-        """Keep what this agent has gone back from for the next start."""
-        try:
-            await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
-        except OSError as error:
-            log.error("what this agent has gone back from cannot be kept for the next start: %s", error)
 
     # What is done for it
 

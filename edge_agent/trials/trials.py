@@ -18,9 +18,6 @@ from shared.rollouts import route, stages, trials
 
 log: Final = logging.getLogger(__name__)
 
-PAUSE_S: Final = 0.2
-"""Between two looks at the books, at least."""
-
 _tags: Final = msgspec.json.Decoder(dict[str, str])
 
 
@@ -76,7 +73,7 @@ class Trials:
         self._on_back = on_back
         self._running: dict[str, _Running] = {}
         """By rollout."""
-        self._worth_a_look = asyncio.Event()
+        self._went_back = asyncio.Event()
         self._shadows = shadow.Shadows(
             machine, is_quiet=is_quiet, on_compared=self._compared, on_dropped=self._dropped
         )
@@ -104,10 +101,10 @@ class Trials:
         self._shadows.keep({rollout for rollout, one in self._running.items() if one.is_ready})
 
     async def run(self) -> None:
-        """Run shadows, and look at the books, until cancelled."""
+        """Run shadows, and keep what was gone back from, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._shadows.run(), name="trials: shadows")
-            group.create_task(self._judge(), name="trials: gates")
+            group.create_task(self._remember(), name="trials: memory")
 
     def reports(self) -> list[signals.TrialReport]:
         """What the hub is told."""
@@ -130,8 +127,7 @@ class Trials:
         if not is_new and model.key != one.standing.old:
             return
         one.books.ran([outcome for task in ran for outcome in task.made], run_us, new=is_new)
-        if one.books.worth_a_look:
-            self._worth_a_look.set()
+        self._look(one)
         if not is_new and one.is_ready and one.trial.mode is stages.Mode.SHADOW:
             for task in ran:
                 if _route(one.trial, task.task.task_id, None) is route.Route.OLD_SHADOWED:
@@ -144,25 +140,27 @@ class Trials:
             one.agreed += said.agreed
             one.failed += said.failed
             one.books.compared(agreed=said.agreed)
-            if one.books.worth_a_look:
-                self._worth_a_look.set()
+            self._look(one)
 
     def _dropped(self, rollout: str) -> None:
         one = self._running.get(rollout)
         if one is not None:
             one.dropped += 1
 
-    async def _judge(self) -> None:
+    def _look(self, one: _Running) -> None:
+        """Go back to the old version if the books say so: at once, before the next batch."""
+        if one.books.worth_a_look and one.is_ready and one.standing.can_go_back:
+            why = one.books.failure(one.trial)
+            if why is not None:
+                log.error("back from %s to %s: %s", one.new, one.standing.old, why)
+                self._registry.go_back(one.trial.rollout, why)
+                self._went_back.set()
+
+    async def _remember(self) -> None:
         while True:
-            await self._worth_a_look.wait()
-            self._worth_a_look.clear()
-            for one in list(self._running.values()):
-                if one.is_ready and one.standing.can_go_back and one.books.worth_a_look:
-                    why = one.books.failure(one.trial)
-                    if why is not None:
-                        log.error("back from %s to %s: %s", one.new, one.standing.old, why)
-                        await self._registry.go_back(one.trial.rollout, why)
-            await asyncio.sleep(PAUSE_S)
+            await self._went_back.wait()
+            self._went_back.clear()
+            await self._registry.remember()
 
 
 def _version(trial: trials.Trial, task_id: bytes, tags: str | None) -> str | None:
