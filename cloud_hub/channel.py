@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute  # here at the start: else the first batch's transaction waits for it
 
 from cloud_hub import down, news, patience
+from cloud_hub.rollouts import active
 from cloud_hub.store import apply, ends, pool
 from cloud_hub.store import lanes as lane_store
 from shared import backoff, lanes, link, signals, topics, wire
@@ -106,6 +107,7 @@ class Channel:
         connections: pool.Pool,
         mqtt: link.Link,
         tell: news.News,
+        rolling: active.Active,
         applying: asyncio.Semaphore,
         budget: Budget,
         counts: Counter[str],
@@ -117,6 +119,7 @@ class Channel:
         self._connections = connections
         self._link = mqtt
         self._news = tell
+        self._rolling = rolling
         self._applying = applying
         self._budget = budget
         self._counts = counts
@@ -309,7 +312,7 @@ class Channel:
                 continue
             (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
             if kind == wire.RESULTS.name:
-                applied = await apply.results(connection, self.agent_id, batch)
+                applied = await apply.results(connection, self.agent_id, batch, self._rolling.watched)
                 taken.counts.update(shadows=applied.shadowed, results=applied.inserted)
             elif kind == wire.TASKS.name:
                 outcomes.append(await apply.tasks(connection, self.agent_id, batch))

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from cloud_hub import channel, events, fleet, hot, news, patience, replicas, reports, settings
+from cloud_hub.rollouts import active
 from cloud_hub.store import agents, hubs, pool
 from cloud_hub.store import lanes as lane_store
 from shared import lanes, link, signals, topics, wire
@@ -61,12 +62,15 @@ class Gateway:
         policy: settings.Gateway,
         lease_ttl_s: float,
         siblings: replicas.Replicas,
+        rolling: active.Active,
     ) -> None:
+        """`rolling`: the rollouts for which results count."""
         self._link = mqtt
         self._connections = connections
         self._fleet = members
         self._events = here
         self._replicas = siblings
+        self._rolling = rolling
         self.counts: Counter[str] = Counter()
         self.news = news.News(here, everywhere, self)
         self._reports = reports.Reports(connections, everywhere, lease_ttl_s, self.counts)
@@ -287,6 +291,7 @@ class Gateway:
             self._connections,
             self._link,
             self.news,
+            self._rolling,
             self._applying,
             self._budget,
             self.counts,

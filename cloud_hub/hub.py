@@ -34,6 +34,7 @@ from cloud_hub import (
     settings,
 )
 from cloud_hub.api import app, context, submissions
+from cloud_hub.rollouts import active, conductor
 from cloud_hub.scheduler import scheduler
 from cloud_hub.store import blobs, hubs, migrate, partitions, pool, tasks
 from shared import backoff, link, topics
@@ -56,6 +57,7 @@ class Hub:
         self._events = events.Events()
         self._fleet = fleet.Fleet(policy.gateway.silent_after_s)
         self._hot = hot.Hot(policy.redis, self._on_news)
+        self._rolling = active.Active(connections)
         self._scheduler = scheduler.Scheduler(
             connections, self._fleet, self._queues, policy.scheduler, policy.leases.ttl_s
         )
@@ -79,13 +81,19 @@ class Hub:
             policy.gateway,
             policy.leases.ttl_s,
             self._replicas,
+            self._rolling,
+        )
+        self._conductor = conductor.Conductor(
+            connections, self._leader, self._fleet, policy.gateway.silent_after_s, self._rolling
         )
         self._keeper = leases.Keeper(self._leader, self._gateway.news, policy.leases)
         self._submitter = submissions.Submitter(
             submissions.into(connections, self._gateway.news.tell, self._queues), registry=self.registry
         )
         self.registry.register(
-            metrics.HubMetrics(self._gateway, self._scheduler, self._keeper, self._hot, self._leader)
+            metrics.HubMetrics(
+                self._gateway, self._scheduler, self._keeper, self._hot, self._leader, self._conductor
+            )
         )
         self._app = app.create(
             connections,
@@ -96,6 +104,7 @@ class Hub:
                 **msgspec.structs.asdict(policy.api), silent_after_s=policy.gateway.silent_after_s
             ),
             limits=self._queues,
+            rolling=self._rolling,
             rules=self._scheduler.rules,
             tell=self._gateway.news.tell,
             drained=self._drained,
@@ -119,6 +128,8 @@ class Hub:
                     ("leader", self._leader.run()),
                     ("scheduler", self._scheduler.run(self._leader, self._gateway.news)),
                     ("leases", self._keeper.run()),
+                    ("rollouts", self._rolling.run()),
+                    ("conductor", self._conductor.run()),
                     ("hot state", self._hot.run()),
                     ("snapshots", self._app.state.snapshots.run()),
                     ("drains", self._app.state.drains.run()),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from prometheus_client import core, registry
 
 from cloud_hub import gateway, hot, leader, leases
+from cloud_hub.rollouts import conductor
 from cloud_hub.scheduler import scheduler
 
 
@@ -20,12 +21,14 @@ class HubMetrics(registry.Collector):
         keeper: leases.Keeper,
         everywhere: hot.Hot,
         lead: leader.Leader,
+        conducting: conductor.Conductor,
     ) -> None:
         self._gateway = ways
         self._scheduler = placing
         self._keeper = keeper
         self._hot = everywhere
         self._leader = lead
+        self._conductor = conducting
 
     def collect(self) -> Iterator[core.Metric]:
         lanes = self._gateway.counts
@@ -48,6 +51,12 @@ class HubMetrics(registry.Collector):
             ("redis_failures", "Times Redis did not answer.", self._hot.failures),
         ):
             yield core.CounterMetricFamily(f"backhaul_hub_{name}", text, value=total)
+        steps = core.CounterMetricFamily(
+            "backhaul_rollout_steps", "Steps that this hub's policy took with rollouts.", labels=["step"]
+        )
+        for kind in conductor.KINDS.values():
+            steps.add_metric([kind], self._conductor.counts[kind])
+        yield steps
         for name, text, value in (
             ("leading", "1 if this hub decides where tasks go.", self._leader.leading),
             ("agents_served", "Agents whose lanes this hub serves.", self._gateway.owned),

@@ -26,12 +26,13 @@ EVERY_S: Final = 1.0
 SHARE: Final = 0.1
 """The part of the time that may go into looking: a large fleet is looked at less often."""
 
-_KINDS: Final = {
+KINDS: Final = {
     policy.Step.PROMOTE: rollouts.Kind.PROMOTED,
     policy.Step.COMPLETE: rollouts.Kind.COMPLETED,
     policy.Step.PAUSE: rollouts.Kind.PAUSED,
     policy.Step.ROLL_BACK: rollouts.Kind.ROLLED_BACK,
 }
+"""What the policy's decisions come to."""
 
 
 class Conductor:
@@ -92,7 +93,7 @@ class Conductor:
         decision = policy.decide(one.situation, datetime.now(UTC))
         if decision.step is policy.Step.WAIT:
             return False
-        kind = _KINDS[decision.step]
+        kind = KINDS[decision.step]
         try:
             async with self._leader.writing() as connection:
                 await standing.take(connection, one, kind, rollouts.By.POLICY, decision.reason)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from cloud_hub import events, fleet, gateway, hot, replicas, settings
+from cloud_hub.rollouts import active
 from cloud_hub.store import pool
 from demo import servers
 from shared import backoff, lanes, link, outlet, signals, tasks, topics, wire
@@ -139,6 +140,8 @@ class Hub:
         # Not a random id: which agents are whose, and that each hub has some, is the same in every run.
         self.replicas = replicas.Replicas(f"{name}:8080/played", database)
         self.link = new_link(broker, f"hub-{name}")
+        self.rolling = active.Active(connections)
+        """Which models are rolled out, as the test has it read."""
         self.gateway = gateway.Gateway(
             self.link,
             connections,
@@ -148,6 +151,7 @@ class Hub:
             settings.Gateway(),
             15.0,
             self.replicas,
+            self.rolling,
         )
         self._alone = alone
         if alone:
