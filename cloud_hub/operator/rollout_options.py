@@ -67,7 +67,7 @@ def add(add_command: Add, everywhere: Callable[[], argparse.ArgumentParser], sec
         "how far a rollout is, what its gates say, and what was done why",
         "With --watch the status is 0 if it was completed, 1 if it was rolled back, 3 if it is paused.",
     )
-    _add_id(show)
+    _add_which(show)
     _add_watch(show, "look on until it ends or is paused")
     for name, what in (
         ("promote", "go on to the next stage now, whatever the gates say"),
@@ -76,7 +76,7 @@ def add(add_command: Add, everywhere: Callable[[], argparse.ArgumentParser], sec
         ("rollback", "end it: all agents go back to the version before"),
     ):
         change = one(name, what)
-        _add_id(change)
+        _add_which(change)
         change.add_argument("--reason", default="", metavar="TEXT", help="why, for its history")
 
 
@@ -84,8 +84,12 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _add_id(command: argparse.ArgumentParser) -> None:
-    command.add_argument("id", metavar="ID")
+def _add_which(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "which",
+        metavar="MODEL|ID",
+        help="the model's rollout that is under way, else its last; or one by its id",
+    )
 
 
 def _add_watch(command: argparse.ArgumentParser, does: str) -> None:

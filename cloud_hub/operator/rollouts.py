@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -60,8 +61,8 @@ def _list(hub: client.Client, arguments: argparse.Namespace) -> int:
 
 def _show(hub: client.Client, arguments: argparse.Namespace) -> int:
     if arguments.watch:
-        return _watch(hub, arguments.id, arguments)
-    found = hub.rollout(arguments.id)
+        return _watch(hub, _id(hub, arguments), arguments)
+    found = hub.rollout(_id(hub, arguments))
     if arguments.json:
         print(show.line(found))
         return 0
@@ -69,8 +70,24 @@ def _show(hub: client.Client, arguments: argparse.Namespace) -> int:
 
 
 def _change(hub: client.Client, arguments: argparse.Namespace) -> int:
-    stage = hub.rollout(arguments.id)["stage"] if arguments.rollout == "promote" else None
-    return _tell(hub.change_rollout(arguments.id, arguments.rollout, arguments.reason, stage), arguments)
+    rollout_id = _id(hub, arguments)
+    stage = hub.rollout(rollout_id)["stage"] if arguments.rollout == "promote" else None
+    return _tell(hub.change_rollout(rollout_id, arguments.rollout, arguments.reason, stage), arguments)
+
+
+def _id(hub: client.Client, arguments: argparse.Namespace) -> str:
+    """Which rollout is meant: one by its id, or the one of a model that is under way, else its last."""
+    said: str = arguments.which
+    try:
+        return str(uuid.UUID(said))
+    except ValueError:
+        found = hub.rollouts(model=said)["rollouts"]
+    if not found:
+        raise client.Failed(
+            f"{said!r} is neither an id nor a model with a rollout; `backhaul rollout` lists them"
+        )
+    newest: str = found[0]["rollout_id"]
+    return newest
 
 
 def _tell(found: client.Answer, arguments: argparse.Namespace) -> int:

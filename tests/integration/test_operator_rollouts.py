@@ -311,7 +311,7 @@ async def test_a_hub_that_is_away_does_not_end_the_watch(played: Played) -> None
     ran = await played.run(*words)
     assert (ran.status, ran.err.count("Waiting for it.")) == (0, 1), ran.err
     assert [line["kind"] for line in ran.lines] == ["started", "promoted"]
-    gone = await played.run("show", "none-such", "--watch")
+    gone = await played.run("show", ID.replace("0", "1"), "--watch")
     assert (gone.status, "no such thing" in gone.err) == (1, True)
 
 
@@ -341,12 +341,12 @@ async def begun(hub: Served, *words: str) -> str:
 
 
 async def test_a_rollout_is_led_by_hand(hub: Served) -> None:
-    """started, listed, shown, paused, resumed, promoted to its end: and the target says the new version."""
+    """By its id or its model it is shown, paused, resumed and promoted to its end: the new target."""
     rollout_id = await begun(hub, "--soak", "1h", "--gate", "errors <= 2 %")
     listed = (await backhaul(hub, "rollout")).out
     assert rollout_id in listed
     assert "running" in listed
-    shown = " ".join((await backhaul(hub, "rollout", "show", rollout_id)).out.split())
+    shown = " ".join((await backhaul(hub, "rollout", "show", "defects")).out.split())
     for seen in ("▶ internal 1 0 0", "errors<=2% open", "lyon/press-a online serve waiting"):
         assert seen in shown, shown
     for word, said in (
@@ -357,7 +357,7 @@ async def test_a_rollout_is_led_by_hand(hub: Served) -> None:
     ):
         ran = await backhaul(hub, "rollout", word, rollout_id, "--reason", f"a reason to {word}")
         assert ran.out == f"{rollout_id}: defects to 2 {said}\n", ran.err
-    over = await backhaul(hub, "rollout", "rollback", rollout_id)
+    over = await backhaul(hub, "rollout", "rollback", "defects")
     assert (over.status, "is completed" in over.err) == (1, True)
     assert "a reason to resume" in (await backhaul(hub, "rollout", "show", rollout_id)).out
     (target,) = (await hub.client.get("/v1/targets")).json()["targets"]
@@ -384,7 +384,7 @@ async def test_what_cannot_be_begun_is_told(hub: Served) -> None:
         (("start", "defects@9", "--stages", "100%"), "no defects@9 was pushed"),
         (("start", "defects@1", "--stages", "100%"), "already"),
         (("show", ID), "there is no rollout"),
-        (("show", "this"), "is no id of a rollout"),
+        (("show", "this"), "neither an id nor a model with a rollout"),
         (("list", "--state", "done"), "state"),
     ):
         ran = await backhaul(hub, "rollout", *words)
