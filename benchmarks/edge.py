@@ -55,11 +55,14 @@ class Run:
 class Bench:
     """The broker, the model, and the ways."""
 
-    def __init__(self, directory: Path, sizes: Sizes, broker: servers.Mosquitto) -> None:
+    def __init__(
+        self, directory: Path, sizes: Sizes, broker: servers.Mosquitto, *, demo: bool = False
+    ) -> None:
+        """`demo`: with the demo's model, though a faster one may be here."""
         self._directory = directory
         self._sizes = sizes
         self._broker = broker
-        self.material = pictures.lay_out(directory)
+        self.material = pictures.lay_out(directory, demo=demo)
 
     async def loop(self) -> float:
         """Pictures a second of the bare loop."""

@@ -1,8 +1,9 @@
 """What learning the size of batches brings an agent: `[batching] learn` on and off, by turns.
 
-The same agent, broker, driver and model as in `benchmarks.edge`. Without learning the manifest's bounds are
-the rule: whole batches, and always the whole delay. Each pair is compared by itself, and who is first changes
-from pair to pair; CPU time stands beside the rate, because neighbours disturb it less than the clock.
+The same agent, broker and driver as in `benchmarks.edge`, with its model, of which batches are worth while,
+and with the demo's, of which they are not. Without learning the manifest's bounds are the rule: whole
+batches, and always the whole delay. Each pair is compared by itself, and who is first changes from pair to
+pair; CPU time stands beside the rate, because neighbours disturb it less than the clock.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from benchmarks import edge, figures
+from benchmarks import edge, figures, pictures
 from demo import servers
 
 PAIRS: Final = 6
 IN_FLIGHT: Final = (64, 8)
-SIZES: Final = edge.Sizes(jobs=6_000, warm=2_000)
+FAST: Final = edge.Sizes(jobs=6_000, warm=6_000)
+SLOW: Final = edge.Sizes(jobs=600, warm=300)
+"""For the demo's model, which takes milliseconds."""
+QUICK: Final = edge.Sizes(jobs=100, warm=50)
 
 
 class Pair(NamedTuple):
@@ -59,11 +63,11 @@ def without_learning(models: Path, copy: Path) -> Path:
     return copy
 
 
-async def pairs(directory: Path, sizes: edge.Sizes, count: int) -> list[Pair]:
-    """So many pairs of runs, with a broker of their own."""
+async def pairs(directory: Path, sizes: edge.Sizes, count: int, *, demo: bool) -> tuple[str, list[Pair]]:
+    """The model's name, and so many pairs of runs, with a broker of their own."""
     found: list[Pair] = []
     async with servers.Mosquitto(directory / "broker") as broker:
-        bench = edge.Bench(directory, sizes, broker)
+        bench = edge.Bench(directory, sizes, broker, demo=demo)
         fixed = without_learning(bench.material.models, directory / "fixed")
         for number in range(count):
             if number % 2:
@@ -71,28 +75,30 @@ async def pairs(directory: Path, sizes: edge.Sizes, count: int) -> list[Pair]:
                 found.append(Pair(await bench.agent(), second))
             else:
                 found.append(Pair(await bench.agent(), await bench.agent(fixed)))
-    return found
+    return bench.material.model, found
 
 
 async def measure(options: figures.Options) -> dict[str, Any]:
-    """Measure the pairs for each number in flight, print the tables, return the figures."""
+    """Measure the pairs of each model and number in flight, print the tables, return the figures."""
     told: dict[str, Any] = {}
-    for in_flight in IN_FLIGHT:
-        sizes = dataclasses.replace(edge.QUICK if options.quick else SIZES, in_flight=in_flight)
-        with tempfile.TemporaryDirectory(prefix="backhaul-learning-") as folder:
-            found = await pairs(Path(folder), sizes, 1 if options.quick else PAIRS)
-        told[f"{in_flight}_in_flight"] = _report(in_flight, found)
+    both = ((False, FAST), (True, SLOW)) if pictures.TILES.is_dir() else ((True, SLOW),)
+    for demo, usual in both:
+        for in_flight in IN_FLIGHT:
+            sizes = dataclasses.replace(QUICK if options.quick else usual, in_flight=in_flight)
+            with tempfile.TemporaryDirectory(prefix="backhaul-learning-") as folder:
+                model, found = await pairs(Path(folder), sizes, 1 if options.quick else PAIRS, demo=demo)
+            told[f"{model}_{in_flight}"] = _report(f"{model}, {in_flight} jobs in flight", found)
     return told
 
 
-def _report(in_flight: int, found: Sequence[Pair]) -> dict[str, Any]:
+def _report(title: str, found: Sequence[Pair]) -> dict[str, Any]:
     ratios = {
         name: [getattr(pair, name) for pair in found]
         for name in ("rate", "cpu", "p50", "p99")  # of Pair
     }
     middle = {name: figures.median(values) for name, values in ratios.items()}
     figures.show(
-        f"An edge agent that learns its batches' size, and one that does not, {in_flight} in flight",
+        f"An edge agent that learns its batches' size, and one that does not: {title}",
         ("pair", "jobs/s", "not learnt", "ratio", "CPU", "p50 ms", "not learnt", "p99 ms", "not learnt"),
         [
             *(

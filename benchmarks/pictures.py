@@ -56,10 +56,10 @@ class Material:
     """A folder of PNG files."""
 
 
-def lay_out(directory: Path) -> Material:
-    """Make the folder of models, and of pictures if there is none."""
+def lay_out(directory: Path, *, demo: bool = False) -> Material:
+    """Make the folder of models, and of pictures if there is none; `demo`: the demo's in any case."""
     models = directory / "models"
-    if TILES.is_dir():
+    if TILES.is_dir() and not demo:
         package = models / "bsd-pitting"
         package.mkdir(parents=True)
         (package / "model.toml").write_text(MANIFEST, encoding="utf-8")
