@@ -14,6 +14,7 @@ import pytest
 from cloud_hub import settings as hub_settings
 from edge_agent import settings as agent_settings
 from shared import manifests, tasks, topics
+from shared.rollouts import gates, stages
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
@@ -107,6 +108,17 @@ def test_settings_in_the_docs_can_be_loaded(tmp_path: Path) -> None:
                 continue
             loaded += 1
     assert loaded >= 9
+
+
+def test_stages_and_gates_in_the_docs_can_be_read() -> None:
+    """Each stage and each gate of the tables about rollouts is one, and the gates are the default."""
+    text = (DOCS / "how-to/roll-out-a-model.md").read_text(encoding="utf-8")
+    tables = {
+        head: [word for row in rows.splitlines() for word in re.findall(r"`([^`]+)`", row.split("|")[1])]
+        for head, rows in re.findall(r"^\| a (stage|gate) \|.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    }
+    assert [str(stages.parse(stage)) for stage in tables["stage"]] == tables["stage"]
+    assert [gates.parse(gate) for gate in tables["gate"]] == list(gates.DEFAULT)
 
 
 def test_the_topics_are_those_of_the_code() -> None:
