@@ -13,7 +13,7 @@ from prometheus_client import core, registry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_hub.api import context, fleet, fleet_view, queue_view, snapshots
-from cloud_hub.store import pool
+from cloud_hub.store import pool, rollouts
 
 UNKNOWN_ROUTE: Final = "none"
 """The label of requests to addresses that are not there: they must not make labels."""
@@ -107,6 +107,10 @@ class FleetMetrics(registry.Collector):
         for state, count in picture.tasks.states.items():
             states.add_metric([state], count)
         yield states
+        rolled = core.GaugeMetricFamily("backhaul_rollouts", "Rollouts of models.", labels=["state"])
+        for standing in rollouts.State:
+            rolled.add_metric([standing], latest.rollouts.get(standing, 0))
+        yield rolled
         yield from _of_queues(picture.queues)
         found = [one for site in picture.sites for one in site.agents]
         yield from _of_agents(found)

@@ -10,15 +10,16 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from pydantic import BaseModel, Field
 
-from cloud_hub.api import context, fleet_view, queue_view, task_view
+from cloud_hub.api import context, fleet_view, queue_view, rollout_view, rollouts, task_view
 from cloud_hub.store import agents, lanes, pool, schedule
+from cloud_hub.store import rollouts as rollout_store
 from cloud_hub.store import tasks as task_store
 from shared import tasks
 
@@ -30,11 +31,14 @@ AGENTS_PER_S: Final = 200
 HISTORY: Final = 120
 """Values of throughput that are kept, of each agent and of the fleet."""
 COUNT_SHARE: Final = 0.05
-"""The part of the time that may go into counting tasks."""
+"""The part of the time that may go into counting tasks, and as much into looking at rollouts."""
 RECENT: Final = 12
 FAILURES: Final = 8
 QUEUES: Final = 50
 """Queues that a picture shows."""
+ROLLOUTS: Final = 5
+"""Rollouts that have ended, the last of which a picture shows beside those that have not."""
+MOST_ROLLOUTS: Final = 50
 
 
 class Counts(BaseModel):
@@ -58,6 +62,7 @@ class Picture(BaseModel):
     queues: list[queue_view.Queue] = Field(description="The busiest queues, by name; read with the counts")
     queue_count: int = Field(description="How many queues there are")
     sites: list[fleet_view.Site] = Field(description="Sites and agents")
+    rollouts: list[rollout_view.Rollout] = Field(description="Those under way, then those that ended last")
     throughput: dict[str, list[float]] = Field(
         description="Items per second lately, oldest first, by SITE/NAME; of all agents under `*`"
     )
@@ -78,6 +83,8 @@ class Snapshot:
     taken: float
     """Monotonic, s."""
     picture: Picture
+    rollouts: Mapping[rollout_store.State, int]
+    """How many there are."""
     picture_json: bytes
     lists_json: bytes
 
@@ -117,6 +124,8 @@ class Snapshots:
         self._counts: Counts | None = None
         self._queues: list[queue_view.Queue] = []
         self._count_again = 0.0
+        self._rollouts: list[rollout_view.Rollout] = []
+        self._look_again = 0.0
         self._history: dict[str, deque[float]] = {}
 
     @property
@@ -164,10 +173,24 @@ class Snapshots:
             self._count_again = ended + (ended - began) / COUNT_SHARE
         return self._counts
 
+    async def _look(self, connection: pool.Connection) -> list[rollout_view.Rollout]:
+        """The rollouts under way and the latest others; looked at again when that was long enough ago."""
+        began = time.monotonic()
+        if began >= self._look_again:
+            found = await rollout_store.every(connection, limit=MOST_ROLLOUTS)
+            under_way = sum(one.ended_at is None for one in found)
+            standings = await rollouts.look(self._hub, connection, found[: under_way + ROLLOUTS])
+            self._rollouts = [rollout_view.rollout(one, datetime.now(UTC)) for one in standings]
+            ended = time.monotonic()
+            self._look_again = ended + (ended - began) / COUNT_SHARE
+        return self._rollouts
+
     async def _take(self) -> Snapshot:
         async with self._hub.connection() as connection:
             found = await read_agents(self._hub, connection)
             counts = await self.count(connection)
+            rolling = await self._look(connection)
+            rolled = await rollout_store.counts(connection)
             recent = await task_store.list_page(connection, task_store.Filter(), limit=RECENT)
             failures = await task_store.list_page(
                 connection, task_store.Filter(state=tasks.State.TERMINATED), limit=FAILURES
@@ -181,6 +204,7 @@ class Snapshots:
             queues=_busiest(self._queues),
             queue_count=len(self._queues),
             sites=fleet_view.sites(found),
+            rollouts=rolling,
             throughput={name: list(values) for name, values in self._history.items()},
             every_s=max(EVERY_S, totals.agents / AGENTS_PER_S),
         )
@@ -189,7 +213,11 @@ class Snapshots:
             failures=[task_view.task(row) for row in failures.tasks],
         )
         return Snapshot(
-            time.monotonic(), picture, picture.model_dump_json().encode(), lists.model_dump_json().encode()
+            time.monotonic(),
+            picture,
+            rolled,
+            picture.model_dump_json().encode(),
+            lists.model_dump_json().encode(),
         )
 
     def _note(self, found: Sequence[fleet_view.Agent], totals: fleet_view.Totals) -> None:

@@ -284,3 +284,18 @@ async def test_what_is_over_is_over(hub: Served) -> None:
     unknown = f"/v1/rollouts/{begun['rollout_id'][:-1]}x"
     problem(await hub.client.get(unknown), 422, "invalid")
     problem(await hub.client.get(f"/v1/rollouts/{sha256(b'')[:32]}"), 404, "not-found")
+
+
+async def test_the_picture_of_the_fleet_shows_rollouts(hub: Served) -> None:
+    """Dashboards see those under way and the last that ended; Prometheus how many there are of each state."""
+    await aim(hub, "1")
+    ended = await start(hub, "3")
+    await step(hub, ended, "rollback")
+    begun = await start(hub)
+    picture = (await hub.app.state.snapshots.get()).picture
+    assert [one.rollout_id for one in picture.rollouts] == [begun["rollout_id"], ended["rollout_id"]]
+    assert picture.rollouts[0].progress[0].agents == 2
+    told = (await hub.client.get("/metrics")).text
+    assert 'backhaul_rollouts{state="running"} 1.0' in told
+    assert 'backhaul_rollouts{state="rolled_back"} 1.0' in told
+    assert 'backhaul_rollouts{state="completed"} 0.0' in told
