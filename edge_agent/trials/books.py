@@ -11,8 +11,10 @@ from shared.rollouts import gates, measures, stages, trials
 RECENT: Final = 2000
 """Results of a version that are judged together: the latest, so many at least, and at most twice as many."""
 LOOK_AFTER: Final = 5
-LOOK_GROWTH: Final = 1.1
-"""Looks are apart by so many results or by this growth: who looks at every single one sees chance fail."""
+LOOK_AFTER_MOST: Final = 200
+LOOK_SHARE: Final = 0.1
+"""Results between two looks: this share of all so far, within those bounds. Who looks at every single one
+sees chance fail, sooner or later."""
 
 
 class Recent:
@@ -74,7 +76,8 @@ class Books:
 
     def failure(self, trial: trials.Trial) -> str | None:
         """Why this agent should go back to the old version; None as long as it should not."""
-        self._look_at = max(self._results + LOOK_AFTER, int(self._results * LOOK_GROWTH))
+        apart = min(max(LOOK_AFTER, int(self._results * LOOK_SHARE)), LOOK_AFTER_MOST)
+        self._look_at = self._results + apart
         shadows = trial.mode is stages.Mode.SHADOW
         judged = gates.judge(
             gates.known(trial.gates),

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 
 from demo import program, servers
@@ -123,7 +124,7 @@ async def test_jobs_go_by_their_share_and_by_their_tags(
     registry: registries.Registry, broker: servers.Mosquitto, cloud: servers.Mosquitto, tmp_path: Path
 ) -> None:
     """A job goes where everybody who knows its id says, a tagged one to the new version, and one that names a
-    version nowhere else."""
+    version nowhere else; requests by the Open Inference Protocol are split as well."""
     old, new = pushed(registry, tmp_path, "1.0.0"), pushed(registry, tmp_path, "2.0.0")
     told = trial(new, old, stages.Mode.SPLIT, traffic=30.0, tags=(("group", "beta"),))
     registry.want(old, tries=told)
@@ -139,6 +140,13 @@ async def test_jobs_go_by_their_share_and_by_their_tags(
         assert versions(await answers(replies, 10)) == ["2.0.0"] * 10
         await publish(broker, 5, group="beta", version="1.0.0")
         assert versions(await answers(replies, 5)) == ["1.0.0"] * 5
+        tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [BRIGHT]}
+        async with httpx.AsyncClient(base_url=one.url) as client:
+            said = [
+                (await client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]})).json()
+                for _ in range(40)
+            ]
+        assert {answer["model_version"] for answer in said} == {"1.0.0", "2.0.0"}
 
 
 async def test_a_shadow_is_compared_and_answers_nobody(

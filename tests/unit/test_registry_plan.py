@@ -84,6 +84,36 @@ TABLE = {
         Situation(wanted=[CHANGED], stored=stored((ONE, 1), (CHANGED, 0)), loaded=loaded(ONE)),
         [Load(CHANGED)],
     ),
+    "a trial: both are brought here, first what is needed most": (
+        Situation(wanted=[ONE], beside=[TWO]),
+        [Fetch(ONE), Fetch(TWO)],
+    ),
+    "a trial: both are loaded": (
+        Situation(wanted=[TWO], beside=[ONE], stored=stored((ONE, 1), (TWO, 0))),
+        [Load(TWO), Load(ONE)],
+    ),
+    "a trial: both stay": (
+        Situation(wanted=[TWO], beside=[ONE], stored=stored((ONE, 1), (TWO, 2)), loaded=loaded(ONE, TWO)),
+        [],
+    ),
+    "a trial whose new version is refused": (
+        Situation(
+            wanted=[ONE], beside=[TWO], stored=stored((ONE, 1), (TWO, 0)), loaded=loaded(ONE), blocked={TWO}
+        ),
+        [],
+    ),
+    "a trial that ended: the new version goes, and is kept on disk": (
+        Situation(wanted=[ONE], stored=stored((ONE, 1), (TWO, 2)), loaded=loaded(ONE, TWO)),
+        [Unload(TWO.name)],
+    ),
+    "a trial of one that the agent has itself": (
+        Situation(wanted=[ONE], beside=[TWO], own={TWO.name}, stored=stored((ONE, 1)), loaded=loaded(ONE)),
+        [],
+    ),
+    "a trial makes no room by what serves": (
+        Situation(wanted=[ONE], beside=[TWO], stored=stored((ONE, 1)), loaded=loaded(ONE), max_bytes=19),
+        [Refuse(TWO, "there is no room for 10 bytes beside what is served: registry.max_bytes is 19")],
+    ),
     "too large": (
         Situation(wanted=[LARGE], max_package_bytes=100),
         [Refuse(LARGE, "it has 101 bytes, and registry.max_package_bytes is 100")],
@@ -119,8 +149,14 @@ def situations(draw: st.DrawFn) -> Situation:
     aims = draw(
         st.none() | st.just(list({one.model: one for one in packages if draw(st.booleans())}.values()))
     )
+    beside = [
+        one
+        for one in packages
+        if aims and one not in aims and one.model in {aim.model for aim in aims} and draw(st.booleans())
+    ]
     return Situation(
         wanted=aims,
+        beside=beside,
         own={one.name for one in packages if one not in running and not draw(st.integers(0, 3))},
         stored=stored(*((one, draw(st.integers(0, 5)) or float(one in running)) for one in on_disk)),
         loaded=loaded(*running),
@@ -162,14 +198,15 @@ def test_the_plan_comes_to_an_end_and_nothing_that_serves_is_lost_on_the_way(now
             assert used + step.wanted.size <= now.max_bytes
         if isinstance(step, Remove):
             assert step.sha256 not in now.loaded.values()
-            assert step.sha256 not in {one.sha256 for one in now.wanted or () if one.name not in now.own}
+            asked = (*(now.wanted or ()), *now.beside)
+            assert step.sha256 not in {one.sha256 for one in asked if one.name not in now.own}
         then = after(now, step)
         for aim in now.wanted or ():
             if any(key.name == aim.model for key in now.loaded):
                 assert aim.name in now.own or any(key.name == aim.model for key in then.loaded)
         now = then
     assert plan.steps(now) == []
-    for aim in now.wanted or ():
+    for aim in (*(now.wanted or ()), *now.beside):
         assert plan.is_served(now, aim) or aim in now.blocked
     if now.wanted is not None:
         assert {key.name for key in now.loaded} <= {aim.model for aim in now.wanted}
