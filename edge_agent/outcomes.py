@@ -21,6 +21,9 @@ class Failure(enum.StrEnum):
     INFERENCE_FAILED = "inference_failed"
     """The model or its runtime failed on it: another attempt may succeed."""
 
+    NOT_RUN = "not_run"
+    """It was not tried: one before it in its stream is to be tried again first."""
+
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
     """What the model says about one item.
@@ -35,6 +38,8 @@ class Prediction(msgspec.Struct, frozen=True, gc=False):
     output: bytes | None
     raw: Mapping[str, Any] | None = None
     """The graph's own numbers: an array for each of its outputs, for tasks that are answered with them."""
+    state: tuple[Any, ...] | None = None
+    """What the graph carries on to the next item of its stream, on its way there."""
 
 
 class ItemFailed(msgspec.Struct, frozen=True, gc=False):

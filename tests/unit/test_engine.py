@@ -335,11 +335,11 @@ def test_a_run_that_meets_a_replacement_goes_to_the_new_one(tmp_path: Path) -> N
 
         def get(self, key: Any, default: Any = None) -> Any:
             found = super().get(key, default)
-            machine._served = dict(self)
+            machine.models._served = dict(self)
             machine.load(model)
             return found
 
-    machine._served = Meddling(machine._served)
+    machine.models._served = Meddling(machine.models._served)
     assert scores(machine.run(model, [windows([5, 5, 5, 5])])[0]) == [5]
 
 
