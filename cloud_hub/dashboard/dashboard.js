@@ -28,7 +28,7 @@ function draw() {
   showRail(now.fleet);
   showFleet(now.fleet, filter, announce);
   showAttention(now.fleet);
-  showRollouts(now.fleet.rollouts ?? [], now.fleet.at, announce);
+  showRollouts(now.fleet.rollouts, now.fleet.at, announce);
   showQueues(now.fleet.queues, now.fleet.queue_count);
   if (now.tasks) showTasks(now.tasks, now.fleet.tasks.states);
   say(byId("hub-time"), `Hub ${now.fleet.at.slice(0, 19).replace("T", " ")} UTC`);

@@ -69,7 +69,7 @@ function update(node, rollout, at) {
   say(find("where"), `${rollout.selector || "all agents"} · ${since(rollout, at)}`);
   say(find("reason"), rollout.reason ?? "");
   keyed(find("stages"), stages(rollout), (stage) => stage.place, createStage, updateStage);
-  const gates = isActive(rollout) ? (rollout.progress?.[rollout.stage]?.judgements ?? []) : [];
+  const gates = isActive(rollout) ? rollout.progress[rollout.stage].judgements : [];
   mark(find("gates"), "hidden", gates.length === 0);
   keyed(find("gates"), gates, (one) => one.gate, createGate, updateGate);
 }
@@ -85,7 +85,7 @@ function stages(rollout) {
   return rollout.stages.map((text, place) => {
     const reached = place === rollout.stage && rollout.state !== "completed";
     const way = reached ? "now" : place <= rollout.stage ? "behind" : "ahead";
-    const found = isActive(rollout) ? rollout.progress?.[place] : null;
+    const found = isActive(rollout) ? rollout.progress[place] : null;
     return { text, place, way, found, heard: isActive(rollout) ? WAYS[way] : ENDS[way], least: rollout.min_results };
   });
 }
@@ -105,22 +105,25 @@ function createStage(stage) {
   );
 }
 
-function updateStage(node, { way, found, heard, least }) {
+function updateStage(node, { text, way, found, heard, least }) {
   const [, aside, ready, results, bar] = node.children;
   mark(node, "data-way", way);
   mark(node, "aria-current", way === "now" ? "step" : null);
   say(aside, ` (${heard})`);
   say(ready, found ? readyWord(found, way) : "");
-  say(results, found ? resultsWord(found, way, least) : "");
+  say(results, found ? resultsWord(found, way, least, SHADOW.test(text)) : "");
   bar.hidden = way !== "now" || !found;
   if (found) bar.value = least ? Math.min(1, found.new_results / least) : 1;
 }
 
 const readyWord = (found, way) => (way === "ahead" ? plural(found.agents, "agent") : `${integer(found.ready)} of ${plural(found.agents, "agent")} ready`);
 
-function resultsWord(found, way, least) {
+const SHADOW = /(^|\/)shadow(:|$)/;
+
+function resultsWord(found, way, least, shadows) {
   if (way === "ahead") return "";
-  return way === "now" ? `${integer(found.new_results)} of ${plural(least, "result")}` : plural(found.new_results, "result");
+  const count = way === "now" ? `${integer(found.new_results)} of ${integer(least)}` : integer(found.new_results);
+  return `${count} ${shadows ? "compared" : "results"}`;
 }
 
 function createGate(judgement) {
