@@ -111,7 +111,7 @@ class Event(BaseModel):
     evidence: Progress | None = Field(description="How far the stage was then; null: there was none before")
 
 
-class Agent(BaseModel):
+class Participant(BaseModel):
     """An agent whose version the rollout changes."""
 
     agent: str = Field(description="SITE/NAME", examples=["lyon-press/press-a"])
@@ -152,7 +152,7 @@ class Rollout(BaseModel):
 class WholeRollout(Rollout):
     """A rollout with the agents that it concerns, and its history."""
 
-    agents: list[Agent] = Field(description="Whose version it changes, by name; none once it has ended")
+    agents: list[Participant] = Field(description="Whose version it changes, by name; none once it has ended")
     history: list[Event] = Field(description="Its steps, the first one first")
 
 
@@ -193,14 +193,14 @@ def whole_rollout(found: standing.Standing, now: datetime) -> WholeRollout:
     members = found.situation.agents if found.situation else ()
     return WholeRollout.model_construct(
         **dict(rollout(found, now)),
-        agents=[_agent(member, found) for member in sorted(members, key=lambda member: member.place)],
+        agents=[_participant(member, found) for member in sorted(members, key=lambda member: member.place)],
         history=[_event(event) for event in found.events],
     )
 
 
-def _agent(member: policy.Agent, found: standing.Standing) -> Agent:
+def _participant(member: policy.Agent, found: standing.Standing) -> Participant:
     state = member.report.state if member.report else trials.State.WAITING.value
-    return Agent.model_construct(
+    return Participant.model_construct(
         agent=str(member.place),
         online=member.online,
         mode=member.exposure and member.exposure.mode,
