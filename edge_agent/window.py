@@ -270,7 +270,7 @@ class Window:
     def _model(self, task: records.Task) -> models.Model:
         version = task.version
         if version is None and (route := self.routes.get(task.model)) is not None:
-            version = route(task.task_id, task.tags)
+            version = route(task.task_id, task.runs_in, task.tags)
         return self._catalogue.resolve(task.model, version, came_before=True)
 
     def _waiting(self, task: records.Task, model: models.Model) -> batcher.Waiting:

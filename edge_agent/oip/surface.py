@@ -60,7 +60,7 @@ class Surface:
         name, version, what = found.groups()
         _only(request, "POST" if what == "infer" else "GET")
         if version is None and what == "infer" and (route := self.routes.get(name)) is not None:
-            version = route(tasks.new_id(), None)
+            version = route(tasks.new_id(), None, None)
         try:
             model = self._engine.find(name, version)
         except models.UnknownModel as unknown:

@@ -27,6 +27,8 @@ class _Running:
     def __init__(self, standing: registry.Standing) -> None:
         self.standing = standing
         self.books = books.Books()
+        self.has_states = False
+        """Whether either version carries something from item to item."""
         self.compared = 0
         self.agreed = 0
         self.failed = 0
@@ -70,6 +72,7 @@ class Trials:
         """`is_quiet` says whether the agent has nothing to run; `on_back` is told the name of a model of
         which the old version serves again, so that jobs that wait for the new one go there."""
         self._registry = fetched
+        self._engine = machine
         self._on_back = on_back
         self._running: dict[str, _Running] = {}
         """By rollout."""
@@ -116,11 +119,16 @@ class Trials:
         if state in trials.BACK:
             return
         self.watching[trial.model] = functools.partial(self._ran, one)
+        one.has_states = any(
+            self._engine.find(*key).manifest.states
+            for key in (one.new, one.standing.old)
+            if key is not None and self._engine.has(*key)
+        )
         if trial.mode is stages.Mode.SPLIT:
             if trial.tags:
                 self.tags[trial.model] = frozenset(key for key, _ in trial.tags)
             if one.is_ready:
-                self.routes[trial.model] = functools.partial(_version, trial)
+                self.routes[trial.model] = functools.partial(self._version, one)
 
     def _ran(self, one: _Running, model: models.Model, ran: Sequence[watch.Ran], run_us: int) -> None:
         is_new = model.key == one.new
@@ -130,7 +138,7 @@ class Trials:
         self._look(one)
         if not is_new and one.is_ready and one.trial.mode is stages.Mode.SHADOW:
             for task in ran:
-                if _route(one.trial, task.task.task_id, None) is route.Route.OLD_SHADOWED:
+                if self._route(one, task.task.task_id, task.task.runs_in, None) is route.Route.OLD_SHADOWED:
                     self._shadows.offer(shadow.shadow(one.trial.rollout, one.new, task))
 
     def _compared(self, rollout: str, said: shadow.Compared) -> None:
@@ -147,6 +155,17 @@ class Trials:
         if one is not None:
             one.dropped += 1
 
+    def _version(self, one: _Running, task_id: bytes, stream: str | None, tags: str | None) -> str | None:
+        goes = self._route(one, task_id, stream, tags)
+        return one.trial.new.version if goes is route.Route.NEW else None
+
+    def _route(self, one: _Running, task_id: bytes, stream: str | None, tags: str | None) -> route.Route:
+        """A job goes by its own id; where the model has a state, all jobs of a stream go the same way, for
+        the state of one version is nothing to the other."""
+        told = {} if tags is None else _tags.decode(tags)
+        dealt_by = task_id if stream is None or not one.has_states else stream.encode()
+        return route.route(one.trial.exposure, one.trial.rollout, dealt_by, told)
+
     def _look(self, one: _Running) -> None:
         """Go back to the old version if the books say so: at once, before the next batch."""
         if one.books.worth_a_look and one.is_ready and one.standing.can_go_back:
@@ -161,12 +180,3 @@ class Trials:
             await self._went_back.wait()
             self._went_back.clear()
             await self._registry.remember()
-
-
-def _version(trial: trials.Trial, task_id: bytes, tags: str | None) -> str | None:
-    return trial.new.version if _route(trial, task_id, tags) is route.Route.NEW else None
-
-
-def _route(trial: trials.Trial, task_id: bytes, tags: str | None) -> route.Route:
-    told = {} if tags is None else _tags.decode(tags)
-    return route.route(trial.exposure, trial.rollout, task_id, told)

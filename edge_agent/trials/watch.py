@@ -8,9 +8,9 @@ from typing import NamedTuple
 from edge_agent import engine, models, outcomes
 from edge_agent.journal import records
 
-Route = Callable[[bytes, str | None], str | None]
-"""The version that a job runs on, by its task id and its tags (see `records.Task.tags`); None: the one that
-serves who names none."""
+Route = Callable[[bytes, str | None, str | None], str | None]
+"""The version that a job runs on, by its task id, its stream (`records.Task.runs_in`) and its tags
+(`records.Task.tags`); None: the one that serves who names none."""
 
 
 class Ran(NamedTuple):
