@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from rich.console import Console
 
-from demo import phases, report, servers, show, system, view
+from demo import phases, report, rollouts, servers, show, system, view
 
 BALANCED: Final = 0
 FAILED: Final = 1
@@ -36,6 +37,9 @@ At the end every job that a camera published is looked up in PostgreSQL.
   backhaul demo --duration 600 --rate 30                   the same, ten times
   backhaul demo --duration 30 --headless --report report.json
   backhaul demo --keep /tmp/demo                           look at settings, journals and logs afterwards
+  backhaul demo --rollouts                                 new versions of the model instead: one is rolled
+                                                           out, one is stopped by its gate, and one is taken
+                                                           back by a plant that is cut off
 
 Exit status: 0 if the books balance (nothing lost, nothing twice, every job replied to, every ledger
 complete), 1 if not or if something failed, 2 for a wrong argument, 130 after Ctrl-C.
@@ -72,18 +76,20 @@ def _run(home: Path, given: argparse.Namespace, console: Console) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("stopped")
         return INTERRUPTED
-    except (servers.ServerError, show.Failed) as failure:
+    except (servers.ServerError, show.Failed, rollouts.Failed) as failure:
         _print(console, f"backhaul demo: {failure}")
         return FAILED
     return FAILED if outcome.problems else BALANCED
 
 
-async def _play(home: Path, given: argparse.Namespace, console: Console) -> report.Report:
+async def _play(home: Path, given: argparse.Namespace, console: Console) -> report.Report | rollouts.Outcome:
     me = asyncio.current_task()
     assert me is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     console.print("starting PostgreSQL, Valkey, brokers, hub and agents …")
     script = show.Script(given.duration, given.rate, given.burst, seed=given.seed)
+    if given.rollouts:
+        return await _play_rollouts(home, given, console)
     async with system.System(home) as whole:
         _print(console, f"dashboard: {whole.dashboard}")
         with view.opened(console, whole.dashboard, headless=given.headless) as screen:
@@ -97,6 +103,22 @@ async def _play(home: Path, given: argparse.Namespace, console: Console) -> repo
         if outcome.problems:
             for log in show.suspects(outcome, whole):
                 _print(console, show.tail(log))
+    return outcome
+
+
+async def _play_rollouts(home: Path, given: argparse.Namespace, console: Console) -> rollouts.Outcome:
+    key = home / "key.pem"
+    trusted = await rollouts.keygen(key)
+    async with system.System(home, trusted_key=trusted) as whole:
+        _print(console, f"dashboard: {whole.dashboard}")
+        outcome = await rollouts.Rollouts(whole, key, view.Lines(console).say).run()
+        told = msgspec.json.format(msgspec.json.encode(outcome), indent=2) + b"\n"
+        if given.report is not None:
+            given.report.write_bytes(told)
+        if given.json:
+            sys.stdout.write(told.decode())
+        else:
+            console.print(view.rollouts(outcome))
     return outcome
 
 
@@ -134,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--burst", type=_count, metavar="N", help="jobs of a burst (default: 3 s of what the site can do)"
     )
+    parser.add_argument("--rollouts", action="store_true", help="play three rollouts instead, in a minute")
     parser.add_argument("--seed", type=int, default=1, help="of the pictures (default 1)")
     parser.add_argument("--headless", action="store_true", help="plain lines instead of a live picture")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there, as JSON")

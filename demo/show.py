@@ -73,11 +73,11 @@ class Show:
         if phase.act is Act.BURST:
             await self._burst(min(BURST_S, phase.seconds / 2))
         elif phase.act is Act.CUT:
-            self._whole.sites[self._remote].relay.cut()
+            self._whole.sites[self._remote].cut()
             self._floor.notebook.cut(self._remote, time.monotonic())
         elif phase.act is Act.DRAIN:
             self._floor.notebook.healed(self._remote)
-            await self._whole.sites[self._remote].relay.heal()
+            await self._whole.sites[self._remote].heal()
         await asyncio.sleep(max(0.0, ends_at - time.monotonic()))
 
     async def _burst(self, seconds: float) -> None:

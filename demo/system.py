@@ -35,6 +35,9 @@ EDGE: Final = "edge-1"
 """The name of each site's agent."""
 POOL: Final = topics.Agent("cloud", "pool-1")
 
+POLL_S: Final = 0.5
+"""Between two looks of an agent at what the hub wants it to serve."""
+
 AGENT: Final[toml.Document] = {
     "overflow": {"max_wait_s": 0.3, "reclaim_after_s": 1.0},
     "uplink": {"telemetry_s": 0.5, "keepalive_s": 3, "reconnect_max_s": 1.0},
@@ -56,6 +59,9 @@ class Site:
     name: str
     broker: Mosquitto
     relay: Relay
+    """Its way to the cloud's broker."""
+    web: Relay
+    """Its way to the hub's HTTP port."""
     agent: Program
 
     @property
@@ -63,11 +69,23 @@ class Site:
         """Where its devices publish."""
         return link.Address(self.broker.host, self.broker.port)
 
+    def cut(self) -> None:
+        """It reaches nothing in the cloud any more."""
+        self.relay.cut()
+        self.web.cut()
+
+    async def heal(self) -> None:
+        """It reaches the cloud again."""
+        await self.relay.heal()
+        await self.web.heal()
+
 
 class System:
     """Everything, with its files below `directory`, which should be empty.
 
-    `sites`: their names. `agent_settings` and `hub_settings` are laid over `AGENT` and `HUB`.
+    `sites`: their names. `agent_settings` and `hub_settings` are laid over `AGENT` and `HUB`. With
+    `trusted_key` the agents have no models of their own: they fetch those that are signed with that public
+    key from the hub.
     """
 
     def __init__(
@@ -77,8 +95,10 @@ class System:
         sites: Sequence[str] = SITES,
         agent_settings: toml.Document | None = None,
         hub_settings: toml.Document | None = None,
+        trusted_key: str | None = None,
     ) -> None:
         self.directory = directory.resolve()
+        self._trusted_key = trusted_key
         self._agent_settings = toml.merged(AGENT, agent_settings or {})
         self._hub_settings = toml.merged(HUB, hub_settings or {})
         cloud = self.directory / "cloud"
@@ -158,6 +178,7 @@ class System:
             self._stack.push_async_exit(server)  # clears up after a start that failed, too
         for site in self.sites.values():
             await self._stack.enter_async_context(site.relay)
+            await self._stack.enter_async_context(site.web)
         self._stack.push_async_callback(self._close_programs)
         await background.together([self._start_cloud(), self._start_agents()])
 
@@ -184,6 +205,7 @@ class System:
             name,
             Mosquitto(home / "broker", port=ports.free()),
             Relay(self.broker.host, self.broker.port),
+            Relay(ports.HOST, self.hub.port),
             self._agent(topics.Agent(name, EDGE), home),
         )
 
@@ -195,14 +217,27 @@ class System:
         cloud = _address(self.broker)
         hub: toml.Document = {"database": self.dsn, "redis": self.valkey.url, "broker": cloud}
         self.hub.configure(toml.merged(hub, self._hub_settings))
-        self._configure_agent(POOL, self.pool, {"uplink_broker": cloud})
+        self._configure_agent(POOL, self.pool, {"uplink_broker": cloud}, self.hub.url)
         for site in self.sites.values():
             brokers = {"broker": _address(site.broker), "uplink_broker": _address(site.relay)}
-            self._configure_agent(topics.Agent(site.name, EDGE), site.agent, brokers)
+            web = f"http://{site.web.host}:{site.web.port}"
+            self._configure_agent(topics.Agent(site.name, EDGE), site.agent, brokers, web)
 
-    def _configure_agent(self, agent: topics.Agent, one: Program, brokers: toml.Document) -> None:
-        own: toml.Document = {"site": agent.site, "name": agent.name, "state": "state", "models": str(MODELS)}
-        one.configure(toml.merged({**own, **brokers}, self._agent_settings))
+    def _configure_agent(self, agent: topics.Agent, one: Program, brokers: toml.Document, web: str) -> None:
+        own: toml.Document = {"site": agent.site, "name": agent.name, "state": "state"}
+        models = self._models(web)
+        one.configure(toml.merged({**own, **models, **brokers}, self._agent_settings))
+
+    def _models(self, web: str) -> toml.Document:
+        """Where an agent has its models from."""
+        if self._trusted_key is None:
+            return {"models": str(MODELS)}
+        none = self.directory / "no-models"
+        none.mkdir(parents=True, exist_ok=True)
+        return {
+            "models": str(none),
+            "registry": {"url": web, "trusted_keys": [self._trusted_key], "poll_s": POLL_S},
+        }
 
 
 def _address(one: Mosquitto | Relay) -> toml.Table:

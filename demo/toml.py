@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-Value = str | int | float | bool
+Value = str | int | float | bool | Sequence[str]
 Table = Mapping[str, Value]
 Document = Mapping[str, Value | Table]
 """Settings, and tables of settings by section."""

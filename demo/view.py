@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from demo import rollouts as rolling
 from demo.phases import Phase
 from demo.report import Quantiles, Report
 from demo.scene import Agent, Scene
@@ -184,6 +185,22 @@ def table(report: Report) -> RenderableType:
     else:
         verdict = Text("The books balance: every job has its reply and its one result.", style="bold green")
     return Group(grid, lanes, verdict)
+
+
+def rollouts(outcome: rolling.Outcome) -> RenderableType:
+    """What came of the rollouts, and the report."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("version", "ended", "results", "seconds"):
+        grid.add_column(name, justify="right" if name in ("results", "seconds") else "left", no_wrap=True)
+    grid.add_column("stage and reason")
+    for one in outcome.rollouts:
+        state = Text(one.state, style="green" if one.state == "completed" else "yellow")
+        why = f"{one.stage}: {one.reason.removeprefix(f'stage {one.stage}: ')}"
+        grid.add_row(one.version, state, f"{one.results:,}", f"{one.seconds:.1f}", why)
+    wrong = [why for why in outcome.problems if why not in outcome.books.problems]
+    said = "\n".join(wrong) if wrong else "The rollouts ended as they should."
+    verdict = Text(said, style="bold red" if wrong else "bold green")
+    return Group(table(outcome.books), grid, verdict)
 
 
 def _milliseconds(one: Quantiles) -> str:

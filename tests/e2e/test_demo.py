@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from demo import __main__ as demo
-from demo import report, servers
+from demo import report, rollouts, servers
 
 DEMO = [sys.executable, "-m", "demo"]
 PATIENCE_S = 120.0
@@ -75,6 +76,34 @@ def test_the_demo_balances_its_books(tmp_path: Path) -> None:
     assert all(lane.missing == 0 and lane.numbered == lane.committed for lane in outcome.lanes)
     assert "The books balance" in done.stdout
     assert not alive(of(home))
+    assert "Traceback" not in "".join(log.read_text() for log in home.rglob("*.log"))
+
+
+def test_one_passes_one_is_stopped_and_one_is_taken_back_offline(tmp_path: Path) -> None:
+    """A good version ends up everywhere; one that says something else is stopped where it was shadowed, and no
+    device got its word; one that fails is taken back by a plant that is cut off from the cloud. Through all
+    of it each job gets its one reply and its one result."""
+    file, home = tmp_path / "rollouts.json", tmp_path / "home"
+    argv = [*DEMO, "--rollouts", "--headless", "--report", str(file), "--keep", str(home)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = msgspec.json.decode(file.read_bytes(), type=rollouts.Outcome)
+    assert outcome.problems == []
+    assert [(one.version, one.state) for one in outcome.rollouts] == [
+        (rollouts.GOOD, "completed"),
+        (rollouts.SWAPPED, "rolled_back"),
+        (rollouts.BLIND, "rolled_back"),
+    ]
+    good, swapped, blind = outcome.rollouts
+    assert good.results > 60
+    assert swapped.results == 0
+    assert "agreement" in swapped.reason
+    assert 0 < blind.results < 60
+    assert "plant-b/edge-1 went back" in blind.reason
+    books = outcome.books
+    assert books.published == books.replied == books.results_in_store > 300
+    assert (books.lost, books.duplicates_in_store, books.failed) == (0, 0, blind.results)
+    assert books.replied_while_offline > 0
     assert "Traceback" not in "".join(log.read_text() for log in home.rglob("*.log"))
 
 
