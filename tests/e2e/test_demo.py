@@ -80,7 +80,7 @@ def test_the_demo_balances_its_books(tmp_path: Path) -> None:
 
 
 def test_one_passes_one_is_stopped_and_one_is_taken_back_offline(tmp_path: Path) -> None:
-    """A good version ends up everywhere; one that says something else is stopped where it was shadowed, and no
+    """A good version ends up everywhere; one that says something else is stopped where it was shadowed, no
     device got its word; one that fails is taken back by a plant that is cut off from the cloud. Through all
     of it each job gets its one reply and its one result."""
     file, home = tmp_path / "rollouts.json", tmp_path / "home"
