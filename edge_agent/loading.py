@@ -113,8 +113,8 @@ async def build(
     """
 
     async def on_built(model: models.Model) -> None:
-        if not is_served(machine, model):
-            return
+        if not is_served(machine, model) or machine.models.is_away(model.key):
+            return  # where it made room for others, it takes the engine when it is loaded again
         try:
             await asyncio.to_thread(load_one, machine, model, provider)
         except Exception as error:  # noqa: BLE001 - as above; what served goes on serving

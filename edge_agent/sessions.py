@@ -129,6 +129,10 @@ def open_(
             refused.append(f"{provider}: this ONNX Runtime was built without it")
             continue
         if provider == TENSORRT and model.manifest.states:
+            # The shapes of states are the graph's to say, and TensorRT wants to hear all beforehand.
+            refused.append(f"{provider}: no engine is built of a graph that carries states")
+            continue
+        if provider == TENSORRT and model.manifest.states:
             refused.append(f"{provider}: models that carry a state do not run on it")
             continue
         # Nodes that the provider can't take go to those after it on the ladder, and last to the CPU; to

@@ -1,6 +1,7 @@
 """A GPU for machines that have none: ONNX Runtime's module, in which TensorRT and CUDA run on the CPU.
 
-Its TensorRT takes an engine that is there and whole, and fails at any other, as the real one does.
+Its TensorRT takes an engine that is there and whole, and fails at any other, as the real one does. `site`
+makes a folder that gives such a GPU to every Python that finds it on its PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import Any, Final, cast
 
 import onnxruntime as ort
 
@@ -18,6 +20,7 @@ HOST: Final = identity.Host(
     onnxruntime="1.22.0", tensorrt="100900", cuda="12.8", driver="570.86", gpu="NVIDIA L4", compute="8.9"
 )
 ENGINE: Final = b"an engine"
+ROOT: Final = Path(__file__).resolve().parents[1]
 TENSORRT: Final = "TensorrtExecutionProvider"
 
 
@@ -27,7 +30,7 @@ class Session:
     def __init__(self, path: str, providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
         self.providers = [name for name, _ in providers]
         for name, told in providers:
-            if name == TENSORRT:
+            if name == TENSORRT and told:
                 engine = Path(told["trt_engine_cache_path"]) / "x.engine"
                 if engine.read_bytes() != ENGINE:
                     raise RuntimeError("TensorRT EP could not deserialize engine from cache")
@@ -63,11 +66,30 @@ class Module:
         self,
         path: str,
         options: Any,
-        providers: Sequence[tuple[str, Mapping[str, str]]],
-        enable_fallback: int,
+        providers: Sequence[str | tuple[str, Mapping[str, str]]],
+        enable_fallback: int = 1,
     ) -> Session:
-        self.opened.append(Session(path, providers))
+        self.opened.append(Session(path, [(one, {}) if isinstance(one, str) else one for one in providers]))
         return self.opened[-1]
+
+
+def site(folder: Path, how: str) -> Path:
+    """A folder for PYTHONPATH; engines are built as `build` says."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        f"import sys\nsys.path.append({str(ROOT)!r})\nfrom tests import gpu\ngpu.install({how!r})\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def install(how: str) -> None:
+    """Give this process a GPU."""
+    from edge_agent.builds import builder, host
+
+    sys.modules["onnxruntime"] = cast(ModuleType, Module())
+    host.look = lambda: HOST
+    builder.Builder.__init__.__defaults__ = ((sys.executable, "-m", "tests.gpu", how),)
 
 
 def build(how: str, folder: Path) -> int:

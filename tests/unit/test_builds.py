@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from edge_agent import engine, loading, models, runtime, status
+from edge_agent import engine, loading, models, runtime, sessions, status
 from edge_agent.builds import builder, builds, cache, host, identity, program
-from shared import jobs
+from shared import jobs, manifests
 from tests import gpu
 from tests import models as packages
 
@@ -372,3 +373,16 @@ def test_no_provider_below_tensorrt_hands_it_nodes(tmp_path: Path, module: gpu.M
     assert [one.providers for one in module.opened] == [["CUDAExecutionProvider", "CPUExecutionProvider"]] * 2
     (scores,) = opened.run({"window": np.ones((3, 4), np.float32)})
     assert scores[:, 0].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_no_engine_is_wanted_of_a_graph_that_carries_states(tmp_path: Path, module: gpu.Module) -> None:
+    """It runs by other means, and says why."""
+    site = Site(tmp_path, "build")
+    plain = models.load(packages.write_scorer(tmp_path / "m"))
+    carried = (manifests.State(input="h", output="h2"),)
+    model = msgspec.structs.replace(plain, manifest=msgspec.structs.replace(plain.manifest, states=carried))
+    opened = sessions.open_(module, model, ("tensorrt", "cpu"), engines=site.builds)
+    assert opened.provider == "cpu"
+    assert not opened.is_coming
+    assert "carries states" in opened.refused[0]
+    assert site.builds.as_dicts() == []
