@@ -105,7 +105,7 @@ class Registry:
         self._heard: float | None = None
         self._error: str | None = None
         self.on_changed: Callable[[], None] = lambda: None
-        """Told when the models that are served have changed."""
+        """Told when the models that are served have changed, or what is to become of them."""
         self.is_needed: Callable[[models.Key], bool] = lambda key: False
         """Whether tasks that are here are to run on that version."""
 
@@ -314,7 +314,7 @@ class Registry:
             case plan.Fetch(one):
                 await self._fetch(one)
             case plan.Refuse(one, reason):
-                self._blocks.refuse(one, reason)
+                self._refuse(one, reason)
 
     async def _let_go(self) -> None:
         """Unload what is served no longer, once all tasks have run that were to run on it."""
@@ -328,7 +328,7 @@ class Registry:
     async def _load(self, one: wanted.Wanted) -> None:
         before = self._stored[one.sha256]
         if before.deaths >= DEATHS:
-            self._blocks.refuse(one, f"the agent died {before.deaths} times while it was loading it")
+            self._refuse(one, f"the agent died {before.deaths} times while it was loading it")
             return
         with self._doing(one, State.LOADING):
             async with self._mourned(before):
@@ -352,7 +352,7 @@ class Registry:
             log.error("%s is taken off the disk: %s", one, damaged)
             await self._forget(one.sha256)
         except Refused as refused:
-            self._blocks.refuse(one, str(refused))
+            self._refuse(one, str(refused))
         except (OSError, runtime.Unavailable) as error:
             self._blocks.put_off(one, str(error))
         else:
@@ -404,7 +404,7 @@ class Registry:
             except _Superseded:
                 return
             except Refused as refused:
-                self._blocks.refuse(one, str(refused))
+                self._refuse(one, str(refused))
                 return
             except (source.Away, OSError) as error:
                 after = error.retry_after_s if isinstance(error, source.Away) else None
@@ -417,7 +417,7 @@ class Registry:
                 if went_on:  # the part that was there may have been damaged, by a power cut for one
                     self._blocks.put_off(one, str(bad))
                 else:
-                    self._blocks.refuse(one, str(bad))
+                    self._refuse(one, str(bad))
                 return
             except OSError as error:
                 self._blocks.put_off(one, str(error))
@@ -425,6 +425,10 @@ class Registry:
         log.info("%s is here: %s bytes", one, f"{one.size:,}")
         self._fresh.add(one.sha256)
         self._stored[one.sha256] = plan.Stored(wanted=one)
+
+    def _refuse(self, one: wanted.Wanted, reason: str) -> None:
+        self._blocks.refuse(one, reason)
+        self.on_changed()  # the hub may wait for it
 
     def _progressed(self, one: wanted.Wanted) -> Callable[[int], None]:
         def told(have: int) -> None:  # in the thread that fetches

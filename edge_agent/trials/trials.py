@@ -46,11 +46,11 @@ class _Running:
     def is_ready(self) -> bool:
         return self.standing.state is trials.State.READY
 
-    def report(self) -> signals.TrialReport:
+    def report(self, now: registry.Standing) -> signals.TrialReport:
         return signals.TrialReport(
             rollout=self.trial.rollout,
-            state=self.standing.state,
-            reason=self.standing.reason,
+            state=now.state,
+            reason=now.reason,
             compared=self.compared,
             agreed=self.agreed,
             shadow_failed=self.failed,
@@ -111,7 +111,11 @@ class Trials:
 
     def reports(self) -> list[signals.TrialReport]:
         """What the hub is told."""
-        return [one.report() for one in self._running.values()]
+        return [
+            one.report(now)
+            for now in self._registry.standings()
+            if (one := self._running.get(now.trial.rollout)) is not None
+        ]
 
     def _arrange(self, one: _Running) -> None:
         """Have jobs of this model routed and watched as its trial asks."""

@@ -44,12 +44,14 @@ def cloud(tmp_path: Path) -> Any:
 
 
 def pushed(registry: registries.Registry, folder: Path, version: str, kind: str = "") -> wanted.Wanted:
-    """A version of the classifier; `kind`: one that says the opposite, or fails on bright pictures."""
+    """A version of the classifier; `kind`: what is wrong with it."""
     made = folder / f"made-{version}"
     if kind == "brittle":
         models.write_brittle_classifier(made, version=version)
     else:
         models.write_classifier(made, version=version)
+    if kind == "broken":
+        (made / "model.onnx").write_bytes(b"no graph")
     if kind == "opposite":
         manifest = made / "model.toml"
         manifest.write_text(manifest.read_text().replace('["dark", "bright"]', '["bright", "dark"]'))
@@ -187,6 +189,20 @@ async def test_a_shadow_that_disagrees_is_left(
         report, _ = await standing(one, is_in(trials.State.ROLLED_BACK))
         assert "agreement" in report.reason
         assert report.agreed == 0 < report.compared
+
+
+async def test_a_version_that_cannot_be_loaded_is_refused(
+    registry: registries.Registry, broker: servers.Mosquitto, cloud: servers.Mosquitto, tmp_path: Path
+) -> None:
+    """The heartbeat says so and why, and the old version answers, though the hub wants the new one."""
+    old, new = pushed(registry, tmp_path, "1.0.0"), pushed(registry, tmp_path, "2.0.0", "broken")
+    registry.want(new, tries=trial(new, old, stages.Mode.SERVE))
+    one = agent(tmp_path, broker, cloud, registry)
+    async with agents.running(one), agents.Replies(broker, RESULTS) as replies:
+        report, _ = await standing(one, is_in(trials.State.REFUSED))
+        assert "opens on none" in report.reason
+        await publish(broker, 5)
+        assert versions(await answers(replies, 5)) == ["1.0.0"] * 5
 
 
 async def test_a_bad_version_is_left_with_the_hub_gone(
