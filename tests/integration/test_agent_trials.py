@@ -126,17 +126,22 @@ async def test_jobs_go_by_their_share_and_by_their_tags(
     registry: registries.Registry, broker: servers.Mosquitto, cloud: servers.Mosquitto, tmp_path: Path
 ) -> None:
     """A job goes where everybody who knows its id says, a tagged one to the new version, and one that names a
-    version nowhere else; requests by the Open Inference Protocol are split as well."""
+    version nowhere else; requests by the Open Inference Protocol are split as well. So it is after a start
+    without the hub."""
     old, new = pushed(registry, tmp_path, "1.0.0"), pushed(registry, tmp_path, "2.0.0")
     told = trial(new, old, stages.Mode.SPLIT, traffic=30.0, tags=(("group", "beta"),))
     registry.want(old, tries=told)
     one = agent(tmp_path, broker, cloud, registry)
+
+    def expected(reply: dict[str, Any]) -> str:
+        goes = route.route(told.exposure, told.rollout, tasks.parse_id(reply["task_id"]), {})
+        return (new if goes is route.Route.NEW else old).version
+
     async with agents.running(one), agents.Replies(broker, RESULTS) as replies:
         await standing(one, is_in(trials.State.READY))
         await publish(broker, 60)
         for reply in (by_share := await answers(replies, 60)):
-            goes = route.route(told.exposure, told.rollout, tasks.parse_id(reply["task_id"]), {})
-            assert reply["version"] == (new if goes is route.Route.NEW else old).version
+            assert reply["version"] == expected(reply)
         assert set(versions(by_share)) == {"1.0.0", "2.0.0"}
         await publish(broker, 10, group="beta")
         assert versions(await answers(replies, 10)) == ["2.0.0"] * 10
@@ -149,6 +154,14 @@ async def test_jobs_go_by_their_share_and_by_their_tags(
                 for _ in range(40)
             ]
         assert {answer["model_version"] for answer in said} == {"1.0.0", "2.0.0"}
+        registry.away = True
+        await one.kill()
+        await one.start()
+        await publish(broker, 20)
+        for reply in await answers(replies, 20):
+            assert reply["version"] == expected(reply)
+        await publish(broker, 5, group="beta")
+        assert versions(await answers(replies, 5)) == ["2.0.0"] * 5
 
 
 async def test_a_shadow_is_compared_and_answers_nobody(
