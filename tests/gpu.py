@@ -15,12 +15,15 @@ from typing import Any, Final, cast
 import onnxruntime as ort
 
 from edge_agent.builds import identity
+from tests import gpu_builder
 
 HOST: Final = identity.Host(
     onnxruntime="1.22.0", tensorrt="100900", cuda="12.8", driver="570.86", gpu="NVIDIA L4", compute="8.9"
 )
-ENGINE: Final = b"an engine"
+ENGINE: Final = gpu_builder.ENGINE
 ROOT: Final = Path(__file__).resolve().parents[1]
+BUILDER: Final = (sys.executable, "-S", str(ROOT / "tests" / "gpu_builder.py"))
+"""The program that builds engines, but for the word how."""
 TENSORRT: Final = "TensorrtExecutionProvider"
 
 
@@ -74,7 +77,7 @@ class Module:
 
 
 def site(folder: Path, how: str) -> Path:
-    """A folder for PYTHONPATH; engines are built as `build` says."""
+    """A folder for PYTHONPATH; engines are built as `tests.gpu_builder` says."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         f"import sys\nsys.path.append({str(ROOT)!r})\nfrom tests import gpu\ngpu.install({how!r})\n",
@@ -89,41 +92,4 @@ def install(how: str) -> None:
 
     sys.modules["onnxruntime"] = cast(ModuleType, Module())
     host.look = lambda: HOST
-    builder.Builder.__init__.__defaults__ = ((sys.executable, "-m", "tests.gpu", how),)
-
-
-def build(how: str, folder: Path) -> int:
-    """What the program does that builds an engine, which is called as `python -m tests.gpu HOW …`."""
-    import os
-    import signal
-
-    engine = folder / "x.engine"
-    match how:
-        case "build" if not engine.exists():
-            engine.write_bytes(ENGINE)
-        case "slow":
-            signal.pause()
-        case "gated":  # until somebody opens the other end
-            if not engine.exists():
-                (folder.parent / "gate").read_bytes()
-                engine.write_bytes(ENGINE)
-        case "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case "crash at its own engine":
-            if engine.exists():
-                os.kill(os.getpid(), signal.SIGSEGV)
-            engine.write_bytes(ENGINE)
-        case "out of memory":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "empty":
-            engine.open("ab").close()
-        case "again":
-            engine.write_bytes(os.urandom(9))
-        case "refuse":
-            print("a warning\nNonMaxSuppression is not supported")
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(build(sys.argv[1], Path(sys.argv[3])))
+    builder.Builder.__init__.__defaults__ = ((*BUILDER, how),)

@@ -123,7 +123,7 @@ class Builds:
                 self._cache.opening(aim.identity, begins=False)
         with self._lock:
             aim.built, aim.failed = True, cache.Failed()
-        self._note(aim)
+        self._note(aim, None)
 
     def _aim(self, model: models.Model) -> _Aim:
         """What is wanted, as the machine and the package are now. Raises NotBuilt where no engine can be."""
@@ -176,15 +176,16 @@ class Builds:
         return sessions.NotBuilt(why, is_coming=True)
 
     def _failed(self, aim: _Aim, reason: str) -> None:
+        failed = cache.Failed(aim.failed.times + 1, reason)
+        self._note(aim, failed)
         with self._lock:
             aim.built = False
-            aim.failed = cache.Failed(aim.failed.times + 1, reason)
-            aim.not_before = self._clock() + self._again_s(aim.failed.times)
-        self._note(aim)
+            aim.failed = failed
+            aim.not_before = self._clock() + self._again_s(failed.times)
 
-    def _note(self, aim: _Aim) -> None:
+    def _note(self, aim: _Aim, failed: cache.Failed | None) -> None:
         try:
-            self._cache.note(aim.identity.digest, aim.failed if aim.failed.times else None)
+            self._cache.note(aim.identity.digest, failed)
         except OSError as error:
             log.warning("what became of the engine of %s cannot be kept: %s", aim.model, error)
 

@@ -28,7 +28,7 @@ JOB = engine.Work(
 
 
 def maker(how: str, limit_s: float = PATIENCE_S) -> builder.Builder:
-    return builder.Builder(limit_s, (sys.executable, "-m", "tests.gpu", how))
+    return builder.Builder(limit_s, (*gpu.BUILDER, how))
 
 
 class Site:
