@@ -5,6 +5,7 @@ Both look at the same: the agents in scope as the fleet's telemetry has them, an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from cloud_hub import desired
 from cloud_hub.rollouts import policy
 from cloud_hub.store import agents, pool, rollouts, tallies, targets
 from shared import signals, topics
-from shared.rollouts import gates, measures, stages
+from shared.rollouts import gates, stages
 
 Heard: TypeAlias = Callable[[agents.Agent], tuple[float, signals.Telemetry | None] | None]
 """How long ago (s) this hub heard of an agent, and what it said; None: nothing fresher than the store."""
@@ -86,13 +87,19 @@ async def read(
     """How these rollouts stand, in their order. An agent not heard for `silent_after_s` is offline."""
     rollout_ids = [rollout.rollout_id for rollout in found]
     events = await rollouts.events(connection, rollout_ids)
-    active = {rollout.rollout_id: rollout.plan.model for rollout in found if rollout.ended_at is None}
-    counted = await tallies.read(connection, active) if active else {}
-    fleet = await _fleet(connection, set(active.values()), heard, silent_after_s) if active else []
-    return [
-        _standing(rollout, fleet, counted.get(rollout.rollout_id, []), events.get(rollout.rollout_id, []))
-        for rollout in found
-    ]
+    active = [rollout for rollout in found if rollout.ended_at is None]
+    models = {rollout.plan.model for rollout in active}
+    fleet = await _fleet(connection, models, heard, silent_after_s) if active else []
+    counted = {rollout.rollout_id: await tallies.sides(connection, rollout) for rollout in active}
+
+    def judge() -> list[Standing]:
+        return [
+            _standing(rollout, fleet, counted.get(rollout.rollout_id), events.get(rollout.rollout_id, []))
+            for rollout in found
+        ]
+
+    # Each agent is dealt by each stage: of a large fleet too much for the loop that serves it.
+    return await asyncio.to_thread(judge) if fleet else judge()
 
 
 async def take(
@@ -140,17 +147,14 @@ async def _fleet(
 def _standing(
     rollout: rollouts.Rollout,
     fleet: Sequence[_Seen],
-    counted: Sequence[tallies.Tally],
+    counted: tallies.Sides | None,
     events: Sequence[rollouts.Event],
 ) -> Standing:
+    """How a rollout stands; `counted` is None if it has ended."""
     left = {event.stage: decode(event.evidence) for event in events if event.evidence is not None}
     progress = [left.get(stage, Progress(stage)) for stage in range(len(rollout.plan.stages))]
-    results: dict[str, int] = {}
-    for one in counted:
-        if one.version == rollout.plan.version:
-            results[one.agent] = results.get(one.agent, 0) + one.measures.items
-    if rollout.ended_at is not None:
-        return Standing(rollout, None, progress, results, events)
+    if counted is None:
+        return Standing(rollout, None, progress, {}, events)
     scope = [
         seen
         for seen in fleet
@@ -160,12 +164,10 @@ def _standing(
     for stage in range(rollout.stage, len(progress)):
         progress[stage] = Progress(stage, agents=_exposed(rollout, scope, stage))
     progress[rollout.stage] = _now(situation)
-    return Standing(rollout, situation, progress, results, events)
+    return Standing(rollout, situation, progress, counted.results, events)
 
 
-def _situation(
-    rollout: rollouts.Rollout, scope: Sequence[_Seen], counted: Sequence[tallies.Tally]
-) -> policy.Situation:
+def _situation(rollout: rollouts.Rollout, scope: Sequence[_Seen], counted: tallies.Sides) -> policy.Situation:
     plan = rollout.plan
     members = [
         policy.Agent(
@@ -177,15 +179,8 @@ def _situation(
         )
         for seen in scope
     ]
-    new, old = measures.Measures(), measures.Measures()
-    mine = [one for one in counted if one.version == plan.version and one.stage == rollout.stage]
-    for one in mine:
-        new.merge(one.measures)
+    new = counted.new
     new.compared, new.agreed = _lately(compared(members), rollout.compared)
-    with_results = {one.agent for one in mine if one.measures.items}
-    for one in counted:
-        if one.version != plan.version and one.agent in with_results:
-            old.merge(one.measures)
     has_old = any(plan.model in seen.chosen for seen in scope)
     return policy.Situation(
         rollout=policy.Rollout(
@@ -202,7 +197,7 @@ def _situation(
         ),
         agents=members,
         new=new,
-        old=old if has_old else None,
+        old=counted.old if has_old else None,
     )
 
 

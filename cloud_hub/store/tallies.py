@@ -6,7 +6,7 @@ after the first of its item does not count; nor does one that expired or was can
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -68,14 +68,15 @@ Counted: TypeAlias = Mapping[Key, measures.Measures]
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """What one version did at one agent while a stage lasted."""
+class Sides:
+    """What the versions of a rollout did."""
 
-    stage: int
-    agent: str
-    """`site/name`."""
-    version: str
-    measures: measures.Measures
+    new: measures.Measures
+    """Of the new one in the stage that the rollout is in."""
+    old: measures.Measures
+    """Of the others, in all stages and before, at the agents that have results of the new one in this."""
+    results: Mapping[str, int]
+    """Of the new one in all stages, by agent (`site/name`)."""
 
 
 async def watched(connection: pool.Connection) -> dict[str, Watch]:
@@ -191,17 +192,23 @@ async def _add(connection: pool.Connection, counted: Counted) -> None:
         await cursor.executemany(_SQL["put"], changes)
 
 
-async def read(connection: pool.Connection, rollout_ids: Collection[bytes]) -> dict[bytes, list[Tally]]:
-    """All that was counted for some rollouts."""
-    found: dict[bytes, list[Tally]] = {rollout_id: [] for rollout_id in rollout_ids}
-    cursor = await connection.execute(_SQL["read"], {"rollout_ids": arrays.ids(rollout_ids)})
-    for rollout_id, stage, site, name, version, items, failed, run_us, labels in await cursor.fetchall():
-        measured = _measures(items, failed, run_us, labels)
-        found[rollout_id].append(Tally(stage, str(topics.Agent(site, name)), version, measured))
-    return found
+async def sides(connection: pool.Connection, rollout: rollouts.Rollout) -> Sides:
+    """What the versions of a rollout did, as its stage is judged by it."""
+    asked = {
+        "rollout_id": ids.Id(rollout.rollout_id),
+        "stage": rollout.stage,
+        "version": rollout.plan.version,
+    }
+    found = {True: measures.Measures(), False: measures.Measures()}
+    cursor = await connection.execute(_SQL["sides"], asked)
+    for is_new, items, failed, run_us, labels in await cursor.fetchall():
+        found[is_new].merge(_measures(items, failed, run_us, labels or {}))  # which keeps its labels few
+    cursor = await connection.execute(_SQL["results"], asked)
+    results = {str(topics.Agent(site, name)): items for site, name, items in await cursor.fetchall()}
+    return Sides(found[True], found[False], results)
 
 
-def _measures(items: int, failed: int, run_us: list[int], labels: dict[str, int]) -> measures.Measures:
+def _measures(items: int, failed: int, run_us: list[int] | None, labels: dict[str, int]) -> measures.Measures:
     return measures.Measures(
         items=items, failed=failed, run_us=run_us or [0] * measures.BUCKETS, labels=labels
     )

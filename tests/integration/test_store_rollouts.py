@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cloud_hub.rollouts import policy
-from cloud_hub.store import apply, blobs, models, pool, rollouts, tallies, targets
+from cloud_hub.store import apply, blobs, ids, models, pool, rollouts, tallies, targets
 from shared import tasks
 from shared.rollouts import gates, measures, stages
 from tests.integration import stores
@@ -165,8 +165,16 @@ async def test_who_decided_on_what_has_passed_is_told_so(connections: pool.Pool)
 
 async def counted(connection: pool.Connection, rollout_id: bytes) -> dict[tuple[int, str, str], Any]:
     """By stage, agent and version."""
-    found = (await tallies.read(connection, [rollout_id]))[rollout_id]
-    return {(one.stage, one.agent, one.version): one.measures for one in found}
+    query = b"""
+        SELECT t.stage, a.name, t.version, t.items, t.failed, t.run_us, t.labels
+        FROM rollout_tallies t JOIN agents a USING (agent_id) WHERE t.rollout_id = %s
+    """
+    cursor = await connection.execute(query, (ids.Id(rollout_id),))
+    fields = ("items", "failed", "run_us", "labels")
+    return {
+        (stage, name, version): measures.Measures(**dict(zip(fields, counts, strict=True)))
+        for stage, name, version, *counts in await cursor.fetchall()
+    }
 
 
 def rows(count: int, version: str, **columns: Any) -> pa.RecordBatch:
@@ -250,8 +258,8 @@ async def test_an_agent_that_begins_anew_keeps_what_it_counted(connections: pool
         for epoch in (1, 2):
             agent_id = await stores.agent(connection, epoch=epoch)
             await apply.results(connection, agent_id, rows(2, "2"), watched)
-        read = (await tallies.read(connection, [found.rollout_id]))[found.rollout_id]
-        assert [(one.agent, one.measures.items) for one in read] == [("lyon/one", 2), ("lyon/one", 2)]
+        sides = await tallies.sides(connection, found)
+        assert (sides.new.items, sides.results) == (4, {"lyon/one": 4})
 
 
 async def test_the_baseline_is_what_the_old_version_did_lately(connections: pool.Pool) -> None:
@@ -271,8 +279,8 @@ async def test_the_baseline_is_what_the_old_version_did_lately(connections: pool
         await tallies.baseline(connection, found)
         found_counts = await counted(connection, found.rollout_id)
         assert {key: (one.items, one.failed) for key, one in found_counts.items()} == {
-            (tallies.BASELINE, "lyon/one", "1"): (3, 0),
-            (tallies.BASELINE, "lyon/two", "1"): (2, 2),
+            (tallies.BASELINE, "one", "1"): (3, 0),
+            (tallies.BASELINE, "two", "1"): (2, 2),
         }
 
 
@@ -286,3 +294,31 @@ async def test_columns_are_measured_as_rows_would_be(connections: pool.Pool) -> 
     for took, label, outcome in zip(run_us, labels, outcomes, strict=True):
         expected.add(took or 0, label and label[: tallies.LABEL_CHARACTERS], failed=outcome == "failed")
     assert tallies.measure(batch) == expected
+
+
+async def test_both_sides_are_of_the_same_agents(connections: pool.Pool) -> None:
+    """The new version counts by its stage, the old one in all of them where the new one has results."""
+    async with connections.connection() as connection:
+        await targets.put(connection, "faces", "", "1")
+        one, two = [await stores.agent(connection, name) for name in ("one", "two")]
+        await apply.results(connection, one, rows(5, "1", label="early", run_us=4000))
+        found = await started(connection)
+        await tallies.baseline(connection, found)
+
+        async def send(agent_id: int, batch: pa.RecordBatch) -> None:
+            await apply.results(connection, agent_id, batch, await tallies.watched(connection))
+
+        await send(two, rows(7, "2"))
+        await send(one, rows(2, "1"))
+        await rollouts.take(connection, found, rollouts.Kind.PROMOTED, rollouts.By.POLICY, "well")
+        found = await standing(connection, found.rollout_id)
+        empty = await tallies.sides(connection, found)
+        assert (empty.new.items, empty.old.items, empty.results) == (0, 0, {"lyon/two": 7})
+        await send(one, rows(3, "2", label=None))
+        await send(one, rows(1, "2", outcome="failed"))
+        await send(two, rows(9, "1"))
+        sides = await tallies.sides(connection, found)
+    assert (sides.new.items, sides.new.failed, sides.new.labels) == (4, 1, {measures.UNLABELLED: 3})
+    assert (sides.old.items, sides.old.labels) == (7, {"early": 5, "good": 2})
+    assert sides.old.run_us[measures.bucket(4000)] == 5
+    assert sides.results == {"lyon/one": 4, "lyon/two": 7}
