@@ -97,6 +97,10 @@ class Bench:
         try:
             await agent.start()
             return await self._drive(topics.job(AGENT.site, "camera-01", self.material.model), agent.pid)
+        except worker.WorkerFailed as error:
+            status = await agent.ask("/status")
+            error.add_note(f"the agent says: {status}; its log:\n{agent.log.read_text()[-4000:]}")
+            raise
         finally:
             await agent.close()
 

@@ -21,8 +21,8 @@ from demo import servers
 
 PAIRS: Final = 6
 IN_FLIGHT: Final = (64, 8)
-FAST: Final = edge.Sizes(jobs=6_000, warm=6_000)
-SLOW: Final = edge.Sizes(jobs=600, warm=300)
+FAST: Final = edge.Sizes(jobs=4_000, warm=4_000)
+SLOW: Final = edge.Sizes(jobs=400, warm=200)
 """For the demo's model, which takes milliseconds."""
 QUICK: Final = edge.Sizes(jobs=100, warm=50)
 
