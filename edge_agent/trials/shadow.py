@@ -1,7 +1,11 @@
 """Jobs that the old version has answered run on the new one too, when nothing else is to be done.
 
 What the new version says of them is compared and goes nowhere. Jobs that find no room to wait for a quiet
-moment are dropped and counted: a shadow costs the devices nothing.
+moment are dropped and counted: a shadow costs the devices nothing. Of a job that runs slice by slice the
+first slice is compared.
+
+A new version that carries a state has one of its own. It begins when the shadows do, and misses what is
+dropped: until it has caught up with the old one's, the two may well disagree.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from edge_agent import engine, models, outcomes
+from edge_agent import engine, models, outcomes, streams
+from edge_agent.journal import records
 from edge_agent.trials import watch
 
 MOST: Final = 64
@@ -35,6 +40,7 @@ class Shadow(NamedTuple):
 
     rollout: str
     new: models.Key
+    task: records.Task
     work: engine.Work
     first: int
     """Which of its items is the first that is compared."""
@@ -51,8 +57,8 @@ class Compared(NamedTuple):
 
 
 def shadow(rollout: str, new: models.Key, ran: watch.Ran) -> Shadow:
-    """The shadow of a job; of one with many items, that of those which ran together here."""
-    return Shadow(rollout, new, ran.work, ran.first, said(ran.made))
+    """The shadow of a job: of its items those that ran together here."""
+    return Shadow(rollout, new, ran.task, ran.work, ran.first, said(ran.made))
 
 
 def said(made: Sequence[outcomes.Outcome]) -> tuple[Said, ...]:
@@ -141,6 +147,9 @@ class Shadows:
         try:
             model = self._engine.find(*one.new)
             items = self._engine.open(model, one.work)
-            return self._engine.run_items(model, items, one.first, one.first + len(one.old))
+            stream = streams.of(model, one.task)
+            if stream is not None:
+                stream = stream._replace(final=True)  # nothing is tried again here
+            return self._engine.run_items(model, items, one.first, one.first + len(one.old), stream)
         except (models.UnknownModel, engine.NotLoaded):
             return None

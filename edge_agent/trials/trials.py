@@ -142,7 +142,8 @@ class Trials:
         self._look(one)
         if not is_new and one.is_ready and one.trial.mode is stages.Mode.SHADOW:
             for task in ran:
-                if self._route(one, task.task.task_id, task.task.runs_in, None) is route.Route.OLD_SHADOWED:
+                goes = self._route(one, task.task.task_id, task.task.runs_in, None)
+                if goes is route.Route.OLD_SHADOWED and task.first == 0:
                     self._shadows.offer(shadow.shadow(one.trial.rollout, one.new, task))
 
     def _compared(self, rollout: str, said: shadow.Compared) -> None:

@@ -186,6 +186,13 @@ async def test_a_shadow_is_compared_and_answers_nobody(
         await played.until(lambda: len(played.rows) >= 40)
         assert {row["version"] for row in played.rows} == {"1.0.0"}
         assert len(played.rows) == 40
+        tensor = {"name": "image", "shape": [200], "datatype": "BYTES", "data": [BRIGHT] * 200}
+        words = ("-q", "1", "-t", JOBS, "-s")
+        await agents.run("mosquitto_pub", broker, *words, stdin=json.dumps({"inputs": [tensor]}).encode())
+        (long,) = await answers(replies, 1)
+        assert len(long["items"]) == 200
+        report, _ = await standing(one, lambda report: report.compared > 40)
+        assert (report.compared, report.agreed) == (41, 41), "a job is compared once, however long it is"
 
 
 async def test_a_shadow_that_disagrees_is_left(
