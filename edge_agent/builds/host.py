@@ -55,13 +55,14 @@ def _library_of(provider: Path) -> str:
     try:
         with provider.open("rb") as held, mmap.mmap(held.fileno(), 0, access=mmap.ACCESS_READ) as inside:
             found = _LIBRARY.search(inside)
+            name = found[0].decode() if found is not None else None
     except FileNotFoundError:
         raise Missing(f"this ONNX Runtime has no {provider.name}") from None
     except (OSError, ValueError) as error:
         raise Missing(f"{provider} cannot be read: {error}") from None
-    if found is None:
+    if name is None:
         raise Missing(f"{provider} does not say which TensorRT it needs")
-    return found[0].decode()
+    return name
 
 
 def _number(function: Any, *arguments: int) -> int:
