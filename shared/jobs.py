@@ -58,7 +58,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """What may be said about a job beside its body; every field is optional."""
 
     version: str | None = None
-    """Of the model; the newest that an agent has, if none is named."""
+    """Of the model; if none is named, the one that the hub wants served, else the newest that is there."""
     priority: int | None = None
     """0 to 9; a higher number goes first. Default: 5."""
     queue: str = tasks.DEFAULT_QUEUE
