@@ -68,8 +68,8 @@ class Module:
     def InferenceSession(  # noqa: N802 - as ONNX Runtime has it
         self,
         path: str,
-        options: Any,
-        providers: Sequence[str | tuple[str, Mapping[str, str]]],
+        options: Any = None,
+        providers: Sequence[str | tuple[str, Mapping[str, str]]] = (),
         enable_fallback: int = 1,
     ) -> Session:
         self.opened.append(Session(path, [(one, {}) if isinstance(one, str) else one for one in providers]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from edge_agent import engine, loading, models, runtime, sessions, status
@@ -349,6 +351,45 @@ async def test_what_nobody_is_served_by_is_not_built(tmp_path: Path) -> None:
     async with site.building():
         await until(lambda: not site.builds.as_dicts())
     assert not site.builds.outcomes
+
+
+def built(package: Path, folder: Path, sha256: str, site: Path | None) -> tuple[int, str]:
+    """Status and last line of the real program, on a machine with a GPU if there is a `site`."""
+    ended = subprocess.run(
+        [*builder.PROGRAM, str(package), str(folder), sha256],
+        env={**os.environ, "PYTHONPATH": str(site or gpu.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return ended.returncode, ended.stdout.strip().rpartition("\n")[2]
+
+
+def test_the_program_opens_the_engine_as_the_agent_will(tmp_path: Path) -> None:
+    """It ends well if TensorRT runs the smallest and the largest batch by it, and else says why not."""
+    package = packages.write_scorer(tmp_path / "m", extra="[batching]\nmax_batch = 4")
+    sha256 = models.load(package).sha256
+    site = gpu.site(tmp_path / "site", "build")
+    engine = tmp_path / "x.engine"
+    engine.write_bytes(gpu.ENGINE)
+    assert built(package, tmp_path, sha256, site) == (0, "")
+    assert built(package, tmp_path, "0" * 64, site) == (1, f"{package} has changed since it was loaded")
+    engine.write_bytes(b"of another kind")
+    assert built(package, tmp_path, sha256, site) == (
+        1,
+        "TensorRT EP could not deserialize engine from cache",
+    )
+
+
+def test_the_program_sees_that_tensorrt_does_not_run(tmp_path: Path) -> None:
+    """Without a GPU ONNX Runtime takes the CPU and says nothing; the program does."""
+    if gpu.TENSORRT in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime was built for a GPU")
+    package = packages.write_scorer(tmp_path / "m")
+    status, said = built(package, tmp_path, models.load(package).sha256, None)
+    assert status == 1
+    assert "TensorRT" in said
 
 
 async def test_a_table_of_ranges_lies_beside_the_engine(tmp_path: Path) -> None:
