@@ -142,6 +142,12 @@ class OnnxRuntime:
         self.outputs = outputs_of(model, nodes)
         self._outputs = [one.name for one in self.outputs]
 
+    @property
+    def session(self) -> Any:
+        """ONNX Runtime's own session, to measure it by itself; the first, where there are several."""
+        assert self._sessions is not None, f"{self._model} is asked for its session after it was closed"
+        return self._sessions.first
+
     def run(self, batch: Batch) -> Sequence[Array]:
         return in_batches(self._run, batch, self.fixed_batch, self._outputs)
 
