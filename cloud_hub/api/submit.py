@@ -30,7 +30,7 @@ _TEXT: Final = {"type": "string"}
 _NUMBER: Final = {"type": "integer", "minimum": 1}
 BESIDE: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "model": (_TEXT, "The model to run, `NAME` or `NAME@VERSION`"),
-    "version": (_TEXT, "Its version, if not in `model`; the newest that an agent has, if none is said"),
+    "version": (_TEXT, "Its version, if not in `model`; if none is said, the one that the agent is to serve"),
     "priority": (
         {"type": "integer", "minimum": 0, "maximum": 9},
         "A higher one goes first; its queue's if not said, else 5",
