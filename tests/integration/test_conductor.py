@@ -205,11 +205,11 @@ async def test_a_leader_that_was_outlived_takes_no_step(connections: pool.Pool) 
     await work(connections, begun, PRESSES[0])
     async with leading(old):
         async with connections.connection() as connection:
-            await leadership.leave(connection, (await leadership.leader(connection)).token)
+            await leadership.take(connection, "new")
+        with pytest.raises(leadership.Deposed):
+            await old.conductor.look()
+        assert await steps(connections, begun) == ["started"]
         async with leading(new):
-            with pytest.raises(leadership.Deposed):
-                await old.conductor.look()
-            assert await steps(connections, begun) == ["started"]
             assert await new.conductor.look()
     assert await steps(connections, begun) == ["started", "promoted"]
     assert not old.conductor.counts
