@@ -9,6 +9,10 @@ that is not full is worth waiting for. Then, while nothing else waits, it waits 
 waited `max_delay_ms`. With tasks of another model waiting too it goes at once, for they would pay for the
 delay; so does a task whose deadline leaves no time to wait.
 
+Tasks of one stream run in the order of their arrival, whatever their priorities and tags: each has its turn
+no earlier than those before it, and goes when they have ended, or right behind them in the same batch. A
+model that is out of memory is passed over until it is back (see `residents`).
+
 The batcher holds the best tasks of a longer queue that the journal keeps: it refuses what is beyond
 its capacity, and gives back its worst to make room for better ones.
 """
@@ -16,7 +20,8 @@ its capacity, and gives back its worst to make room for better ones.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +36,10 @@ Order = tuple[float, float, int]
 
 Sizing = Callable[[models.Model], batch_size.Policy]
 """What is known of a model's batches now."""
+
+
+Away = Callable[[models.Model], bool]
+"""Whether a model cannot run now, for it is out of memory; whoever is asked has it brought back."""
 
 
 def whole(model: models.Model) -> batch_size.Policy:
@@ -55,6 +64,8 @@ class Waiting(msgspec.Struct, frozen=True, gc=False):
     payload_bytes: int = 0
     alone: bool = False
     """It goes on from a checkpoint: not in a batch with others."""
+    stream: str | None = None
+    """It runs after the tasks of that stream, on the same model, which came before it."""
 
     @property
     def key(self) -> models.Key:
@@ -89,13 +100,17 @@ class Batcher:
     Times are monotonic seconds, and never go back from call to call.
     """
 
-    def __init__(self, capacity: int, sizing: Sizing = whole) -> None:
+    def __init__(self, capacity: int, sizing: Sizing = whole, away: Away | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"capacity {capacity}: at least 1 is needed")
         self._capacity = capacity
         self._sizing = sizing
+        self._away = away
         self._entries: dict[bytes, _Entry] = {}
         self._groups: dict[models.Key, _Group] = {}
+        """Of each model the tasks that may go: all but those that wait for others of their stream."""
+        self._lines: dict[tuple[models.Key, str], _Line] = {}
+        """Streams of which tasks wait, or run."""
         self._worst = _Heap()
         self._deadlines = _Heap()
         self._expired: list[Waiting] = []
@@ -130,25 +145,31 @@ class Batcher:
             return True
         if self.full:
             return False
-        group = self._groups.get(task.key)
-        if group is None:
-            group = self._groups[task.key] = _Group(task.model)
-        ready_at = now + group.model.manifest.batching.max_delay_ms / 1000
+        ready_at = now + task.model.manifest.batching.max_delay_ms / 1000
         if task.not_after is not None and task.not_after <= ready_at:
             ready_at = now
         entry = _Entry(task, ready_at)
-        priority, tag, seq = task.order
-        group.best.push(task.order, entry)
-        group.ready.push((ready_at, 0.0, seq), entry)
+        if task.stream is None:
+            self._show(entry)
+        else:
+            self._line_up(entry, (task.key, task.stream))
+        priority, tag, seq = entry.order
         self._worst.push((-priority, -tag, -seq), entry)
         if task.not_after is not None:
             self._deadlines.push((task.not_after, 0.0, seq), entry)
-        group.tasks += 1
-        group.items += task.items
-        self._sizing(group.model).arrived(task.items, now)
+        self._sizing(task.model).arrived(task.items, now)
         self._bytes += task.payload_bytes
         self._entries[task.task_id] = entry
         return True
+
+    def settled(self, task: Waiting) -> None:
+        """A task of a stream that was taken has ended, or was offered again: the next may go."""
+        assert task.stream is not None
+        place = task.key, task.stream
+        line = self._lines[place]
+        line.running -= 1
+        if not line.running:
+            self._advance(place, line)
 
     def take(self, now: float, *, ahead: bool = False) -> Batch | None:
         """The batch to run now, for an executor that is free; None if there is none yet (see `wake_at`).
@@ -160,7 +181,7 @@ class Batcher:
         if not self._groups:
             return None
         group = self._best()
-        if not (self._is_full(group) if ahead else self._is_ready(group, now)):
+        if group is None or not (self._is_full(group) if ahead else self._is_ready(group, now)):
             return None
         not_after = group.best.first().task.not_after
         left_s = None if not_after is None else not_after - now
@@ -172,9 +193,11 @@ class Batcher:
             crowded = items + task.items > size
             if tasks and (crowded or task.alone or tasks[-1].alone):
                 break
-            self._remove(task.task_id)
+            self._remove(task.task_id, runs=True)
             tasks.append(task)
             items += task.items
+        if self._lines:
+            tasks += self._behind(tasks, size - items)
         return Batch(group.model, tuple(tasks))
 
     def wake_at(self, now: float) -> float | None:
@@ -184,19 +207,20 @@ class Batcher:
             return now
         if not self._groups:
             return None
-        if any(self._is_ready(group, now) for group in self._groups.values()):
+        here = self._here()
+        if any(self._is_ready(group, now) for group in here):
             return now
-        (group,) = self._groups.values()  # of two, one would have been ready
-        wake = group.ready.first().ready_at
         deadline = self._deadlines.first_or_none()
+        wakes = [group.ready.first().ready_at for group in here]
         if deadline is not None and deadline.task.not_after is not None:
-            wake = min(wake, deadline.task.not_after)
-        return wake
+            wakes.append(deadline.task.not_after)
+        return min(wakes, default=None)
 
     def first(self, now: float) -> Waiting | None:
         """The task that goes first, whether its batch is ready or not."""
         self._expire(now)
-        return self._best().best.first().task if self._groups else None
+        group = self._best()
+        return None if group is None else group.best.first().task
 
     def expired(self, now: float) -> list[Waiting]:
         """Tasks whose `not_after` has come; each is handed out once, and waits no longer."""
@@ -217,9 +241,15 @@ class Batcher:
         last = self.worst()
         return None if last is None else self._remove(last.task_id)
 
-    def _best(self) -> _Group:
+    def _best(self) -> _Group | None:
         """The tasks of the model whose turn it is: one step for each model that waits, not for each task."""
-        return min(self._groups.values(), key=lambda group: group.best.first().task.order)
+        return min(self._here(), key=lambda group: group.best.first().order, default=None)
+
+    def _here(self) -> Collection[_Group]:
+        """Those that can run: all, unless memory is short."""
+        if self._away is None:
+            return self._groups.values()
+        return [group for group in self._groups.values() if not self._away(group.model)]
 
     def _is_full(self, group: _Group) -> bool:
         return group.items >= self._sizing(group.model).size
@@ -239,7 +269,7 @@ class Batcher:
                 return
             self._expired.append(self._remove(entry.task.task_id))
 
-    def _remove(self, task_id: bytes) -> Waiting:
+    def _remove(self, task_id: bytes, *, runs: bool = False) -> Waiting:
         entry = self._entries.pop(task_id)
         entry.gone = True
         task = entry.task
@@ -247,6 +277,33 @@ class Batcher:
         self._worst.left()
         if task.not_after is not None:
             self._deadlines.left()
+        if entry.shown:
+            self._hide(entry)
+        if task.stream is not None:
+            place = task.key, task.stream
+            line = self._lines[place]
+            line.waiting.left()
+            line.running += runs
+            self._advance(place, line)
+        return task
+
+    # What may go
+
+    def _show(self, entry: _Entry) -> None:
+        """Nothing keeps this task from having its turn."""
+        task = entry.task
+        group = self._groups.get(task.key)
+        if group is None:
+            group = self._groups[task.key] = _Group(task.model)
+        entry.shown = True
+        group.best.push(entry.order, entry)
+        group.ready.push((entry.ready_at, 0.0, task.seq), entry)
+        group.tasks += 1
+        group.items += task.items
+
+    def _hide(self, entry: _Entry) -> None:
+        """A task has left those that may go; it is `gone`."""
+        task = entry.task
         group = self._groups[task.key]
         group.tasks -= 1
         group.items -= task.items
@@ -255,19 +312,91 @@ class Batcher:
         else:
             group.best.left()
             group.ready.left()
-        return task
+
+    def _line_up(self, entry: _Entry, place: tuple[models.Key, str]) -> None:
+        """A task waits in its stream, and has its turn no earlier than those before it."""
+        line = self._lines.get(place)
+        if line is None:
+            line = self._lines[place] = _Line()
+        if entry.task.seq > line.last[2]:
+            line.last = (*max(line.last[:2], entry.order[:2]), entry.task.seq)
+            entry.order = line.last
+        line.waiting.push((0.0, 0.0, entry.task.seq), entry)
+        if line.head is not None and entry.task.seq < line.head.task.seq:
+            self._stand_back(line)
+        self._advance(place, line)
+
+    def _stand_back(self, line: _Line) -> None:
+        """Somebody came before the task that was first in its line: another entry waits in its place."""
+        before = line.head
+        assert before is not None
+        now = _Entry(before.task, before.ready_at)
+        now.order = before.order
+        before.gone = True
+        self._hide(before)
+        line.waiting.left()
+        line.head = None
+        line.waiting.push((0.0, 0.0, now.task.seq), now)
+        self._worst.left()
+        priority, tag, seq = now.order
+        self._worst.push((-priority, -tag, -seq), now)
+        if now.task.not_after is not None:
+            self._deadlines.left()
+            self._deadlines.push((now.task.not_after, 0.0, seq), now)
+        self._entries[now.task.task_id] = now
+
+    def _advance(self, place: tuple[models.Key, str], line: _Line) -> None:
+        """Let the first task of a line have its turn, unless one before it runs."""
+        first = line.waiting.first_or_none()
+        line.head = None if line.running else first
+        if line.head is not None and not line.head.shown:
+            self._show(line.head)
+        if first is None and not line.running:
+            del self._lines[place]
+
+    def _behind(self, tasks: Sequence[Waiting], room: int) -> list[Waiting]:
+        """Tasks that come right behind these in their streams, as long as they fit: taken, too."""
+        found: list[Waiting] = []
+        for task in tasks:
+            line = None if task.stream is None else self._lines.get((task.key, task.stream))
+            while line is not None and not task.alone and not task.long:
+                entry = line.waiting.first_or_none()
+                if entry is None or entry.task.alone or entry.task.items > room:
+                    break
+                found.append(self._remove(entry.task.task_id, runs=True))
+                room -= entry.task.items
+        return found
 
 
 class _Entry:
     """A waiting task, as the heaps hold it."""
 
-    __slots__ = ("gone", "ready_at", "task")
+    __slots__ = ("gone", "order", "ready_at", "shown", "task")
 
     def __init__(self, task: Waiting, ready_at: float) -> None:
         self.task = task
+        self.order = task.order
+        """What is smaller goes first; of a stream's task no smaller than of those before it."""
         self.ready_at = ready_at
         """When it has waited long enough for company."""
+        self.shown = False
+        """Whether it stands among those that may go."""
         self.gone = False
+
+
+class _Line:
+    """The tasks of one stream, by their age."""
+
+    __slots__ = ("head", "last", "running", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = _Heap()
+        self.head: _Entry | None = None
+        """The first of them, while it may go."""
+        self.running = 0
+        """Those that were taken, and have not settled."""
+        self.last: Order = (-math.inf, -math.inf, -1)
+        """The order of the youngest that was ever in it."""
 
 
 class _Group:

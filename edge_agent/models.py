@@ -153,6 +153,8 @@ class Catalogue:
         self._default: dict[str, Model] = {}
         """What serves who names no version."""
         self._preferred: dict[str, tuple[str, ...]] = {}
+        self.carrying: frozenset[str] = frozenset()
+        """The names of models that carry a state from item to item."""
         self._leaving: dict[Key, Model] = {}
         """Found only for tasks that came before."""
         self._changing = threading.Lock()
@@ -219,6 +221,7 @@ class Catalogue:
             served = (models[key] for version in order if (key := Key(name, version)) in models)
             if (first := next(served, None)) is not None:
                 default[name] = first
+        self.carrying = frozenset(model.name for model in ordered if model.manifest.states)
         self._default = default
         self._models = models
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from edge_agent import clock, ends, engine, leases, models, outcomes, slices, verdicts, window
+from edge_agent import clock, ends, engine, leases, models, outcomes, slices, streams, verdicts, window
 from edge_agent.journal import journal, records
 from edge_agent.trials import watch
 from shared import tasks
@@ -243,7 +243,8 @@ class Runner:
             elif task.crashes >= CRASHES:
                 await self._set_aside(task)
             else:
-                members.append(_Member(task, engine.Work(task.content_type, payload, task.items)))
+                stream = streams.of(turn.model, task)
+                members.append(_Member(task, engine.Work(task.content_type, payload, task.items, stream)))
         return members
 
     async def _run_batch(
@@ -284,7 +285,7 @@ class Runner:
         )
         self._long += 1
         try:
-            with self._marked([member.task.task_id]):
+            with self._marked([member.task.task_id]), self._engine.held(model):
                 end = await one.run(member.work)
             if self._stays(end) and not await one.commit():
                 return end._replace(stop=slices.Stop.GONE)
@@ -351,9 +352,13 @@ class Runner:
             told(model, ran, run.run_us)  # first: what is tried again may go elsewhere then
         for member, result in zip(members, made, strict=True):
             task = self._window.get(member.task.task_id) or member.task  # the hub may have leased it anew
-            self.counts["items"] += len(result)
             failures = [one for one in result if isinstance(one, outcomes.ItemFailed)]
             broken = [one for one in failures if one.kind is outcomes.Failure.INFERENCE_FAILED]
+            if not broken and any(one.kind is outcomes.Failure.NOT_RUN for one in failures):
+                self._again(task)  # right behind the one of its stream that is tried again
+                self._out.left()
+                continue
+            self.counts["items"] += len(result)
             if (
                 broken and task.origin is records.Origin.HUB
             ):  # the hub decides whether there is another attempt

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
-from edge_agent import clock, engine, models, outcomes, verdicts
+from edge_agent import clock, engine, models, outcomes, streams, verdicts
 from edge_agent.journal import journal, records
 from edge_agent.oip import answers
 from edge_agent.trials import watch
@@ -137,7 +137,12 @@ class Slices:
             first = self._task.items_done
             began_us, began = clock.wall_us(), time.monotonic()
             made = await self._in_thread(
-                self._engine.run_items, self._model, items, first, first + self._model.max_batch
+                self._engine.run_items,
+                self._model,
+                items,
+                first,
+                first + self._model.max_batch,
+                streams.of(self._model, self._task),
             )
             broken = None if self._last_try else _broken(made)
             run = self._run(began_us, began)

@@ -37,17 +37,20 @@ class Window:
         policy: settings.Engine,
         weights: dict[str, float],
         sizing: batcher.Sizing = batcher.whole,
+        away: batcher.Away | None = None,
     ) -> None:
         self._journal = book
         self._catalogue = catalogue
         self._policy = policy
         self._weights = weights
-        self._batcher = batcher.Batcher(policy.window, sizing)
+        self._batcher = batcher.Batcher(policy.window, sizing, away)
         self._clocks: dict[int, fairness.FairClock] = {}
         self._tasks: dict[bytes, records.Task] = {}
         """In the batcher, running, or waiting for the commit of their end."""
         self._runs_on: dict[bytes, models.Model] = {}
         """Of each of them that is not only held to be ended."""
+        self._streaming: dict[bytes, batcher.Waiting] = {}
+        """Those of a stream whose turn has come, until they end or wait again."""
         self._payload_bytes = 0
         self._behind = False
         """True while tasks may wait in the journal that are not here."""
@@ -110,7 +113,7 @@ class Window:
         """Tasks that the journal has committed and that are to run here."""
         for task in arrived:
             self._count(task, +1)
-            if not self._admit(task):
+            if self._may_overtake(task) or not self._admit(task):
                 self._behind = True
 
     def retry(self, task: records.Task) -> None:
@@ -118,6 +121,7 @@ class Window:
         self._replace(self._tasks[task.task_id], task)
         model = self._runs_on[task.task_id] = self._model(task)
         self._batcher.offer(self._waiting(task, model), time.monotonic())
+        self._settle(task.task_id)
 
     def renew(self, before: records.Task, task: records.Task) -> None:
         """A task that was counted as `before` has a newer attempt: under that it waits or runs now."""
@@ -170,6 +174,7 @@ class Window:
         """The task is no longer in the journal, or no longer ours."""
         if self._refilling:
             self._ended_meanwhile.add(task_id)
+        self._settle(task_id)
         task = self._tasks.pop(task_id, None)
         self._runs_on.pop(task_id, None)
         if task is not None:
@@ -188,6 +193,8 @@ class Window:
         for one in batch.tasks:
             if one.priority in self._clocks:
                 self._clocks[one.priority].serve(one.tag)
+            if one.stream is not None:
+                self._streaming[one.task_id] = one
         return Turn(batch.model, [self._tasks[one.task_id] for one in batch.tasks])
 
     def goes_before(self, task: records.Task) -> bool:
@@ -209,10 +216,14 @@ class Window:
         self._refilling = True
         try:
             found = await self._journal.waiting(limit)
+            if len(found) == limit and self._catalogue.carrying:
+                # What is left may have come before what was found, and go behind it by its priority alone.
+                found = [task for task in found if not self._is_of_stream(task)]
+                found += await self._journal.oldest(self._catalogue.carrying, limit)
         finally:
             self._refilling = False
         ended, self._ended_meanwhile = self._ended_meanwhile, set()
-        if len(found) == limit:
+        if len(found) >= limit:
             self._behind = True
         for task in found:
             if task.task_id not in ended and not self._admit(task):
@@ -234,7 +245,8 @@ class Window:
         now = time.monotonic()
         if not self._batcher.offer(waiting, now):
             worst = self._batcher.worst()
-            if worst is None or worst.order <= waiting.order:
+            # One of a stream takes nobody's place: that may be the place of one before it.
+            if worst is None or worst.order <= waiting.order or waiting.stream is not None:
                 return False
             self._batcher.evict_worst()
             evicted = self._tasks.pop(worst.task_id)
@@ -286,7 +298,23 @@ class Window:
             not_after=None if remaining is None else time.monotonic() + remaining / 1000,
             payload_bytes=len(task.payload or b""),
             alone=task.items_done > 0,
+            stream=task.runs_in if model.manifest.states else None,
         )
+
+    def _settle(self, task_id: bytes) -> None:
+        """A task whose turn had come has ended, or waits again: if it is of a stream, the next may go."""
+        waited = self._streaming.pop(task_id, None)
+        if waited is not None:
+            self._batcher.settled(waited)
+
+    def _may_overtake(self, task: records.Task) -> bool:
+        """Whether tasks of its stream that came before may not be here yet: then it must not be, either."""
+        if not self._is_of_stream(task):
+            return False
+        return self._behind or self._refilling or bool(self._stuck)
+
+    def _is_of_stream(self, task: records.Task) -> bool:
+        return task.model in self._catalogue.carrying and task.runs_in is not None
 
     def _replace(self, before: records.Task, now: records.Task) -> None:
         self._tasks[now.task_id] = now

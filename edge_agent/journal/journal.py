@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -205,6 +205,11 @@ class Journal:
     ) -> list[records.Task]:
         """Up to `limit` tasks in the order in which they run, without payloads."""
         return await self._readers.read(lambda c: reads.waiting(c, limit, after, holder))
+
+    async def oldest(self, models: Collection[str], limit: int) -> list[records.Task]:
+        """Up to `limit` tasks of these models that are to run here, in the order of their arrival, without
+        payloads."""
+        return await self._readers.read(lambda c: reads.oldest(c, models, limit))
 
     async def find(self, task_ids: Sequence[bytes]) -> dict[bytes, records.Task]:
         """Those of the tasks that are here, by id, without payloads."""

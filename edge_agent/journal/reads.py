@@ -33,6 +33,12 @@ def waiting(
     return _tasks(connection.execute(_TASKS["waiting"], parameters))
 
 
+def oldest(connection: sqlite3.Connection, models: Iterable[str], limit: int) -> list[records.Task]:
+    """Up to `limit` tasks of these models that are to run here, in the order of their arrival."""
+    parameters = {"models": msgspec.json.encode(list(models)).decode(), "limit": limit}
+    return _tasks(connection.execute(_TASKS["oldest"], parameters))
+
+
 def find(connection: sqlite3.Connection, task_ids: Iterable[bytes]) -> dict[bytes, records.Task]:
     """Those of the tasks that are here, by id, without payloads."""
     return {

@@ -256,7 +256,7 @@ def test_any_marks_can_be_read(tmp_path: Path, content: bytes) -> None:
 
 SMALL = {"all", "to_sync", "cursors", "identity", "reset_cursors", "renumber", "count_done"}
 """Statements over tables of a few rows."""
-READ_FROM_ONE_END = {"remember", "remembered"}
+READ_FROM_ONE_END = {"remember", "remembered", "oldest"}
 ASKED_AT_START = {"count_unreplied", "count_leased"}
 STATEMENTS = [(name, query) for name in ("tasks", "lanes") for query in sql.queries(name).items()]
 

@@ -53,6 +53,22 @@ WHERE holder = :holder AND (rank, tag, seq) > (:rank, :tag, :seq)
 ORDER BY rank, tag, seq
 LIMIT :limit
 
+-- name: oldest
+-- Of some models, what came first, whatever its priority. Reads past the tasks of others: by their place, not
+-- by the index, which would have all of them sorted.
+SELECT
+    seq, t.task_id, origin, holder, hub_attempt, model, version, -rank AS priority, queue, tag, device,
+    content_type, items, coalesce(c.items_done, 0) AS items_done, attempt, max_attempts, crashes, timeout_ms,
+    deadline_ms, accepted_us, response_topic, correlation, client_id, mqtt_version, traceparent,
+    idempotency_key, tags, stream
+FROM tasks AS t
+LEFT JOIN checkpoints AS c ON c.task_id = t.task_id
+LEFT JOIN tags AS g ON g.task_id = t.task_id
+LEFT JOIN streams AS s ON s.task_id = t.task_id
+WHERE +holder = 'edge' AND model IN (SELECT value FROM json_each(:models))
+ORDER BY seq
+LIMIT :limit
+
 -- name: payload
 SELECT payload FROM tasks WHERE task_id = :task_id
 
