@@ -213,7 +213,7 @@ class Agent:
         if policy.uplink_broker is not None:
             cloud = link.Link(
                 policy.uplink_broker.address(),
-                f"backhaul-{policy.site}-{policy.name}",
+                f"backhaul-{policy.site}-{policy.name}-uplink",
                 will=uplink.Uplink.will(policy.agent, book.epoch),
                 keepalive_s=policy.uplink.keepalive_s,
                 in_flight_limit=policy.uplink.in_flight,

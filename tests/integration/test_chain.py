@@ -116,6 +116,13 @@ async def test_results_reach_the_table(cloud: Cloud, broker: servers.Mosquitto, 
     assert lanes["up", "results.1"]["missing"] == 0
 
 
+async def test_one_broker_may_serve_a_site_and_the_cloud(cloud: Cloud, tmp_path: Path) -> None:
+    """An agent's connections do not push each other off a broker that is the site's and the cloud's."""
+    async with agents.running(agents.agent(tmp_path, cloud.broker, cloud.broker)):
+        await publish(cloud.broker, 100)
+        await cloud.until("SELECT count(*) FROM results", lambda count: count == 100)
+
+
 async def test_a_site_works_without_the_cloud_and_syncs_later(
     cloud: Cloud, broker: servers.Mosquitto, tmp_path: Path
 ) -> None:
