@@ -121,6 +121,7 @@ async def test_one_broker_may_serve_a_site_and_the_cloud(cloud: Cloud, tmp_path:
     async with agents.running(agents.agent(tmp_path, cloud.broker, cloud.broker)):
         await publish(cloud.broker, 100)
         await cloud.until("SELECT count(*) FROM results", lambda count: count == 100)
+    assert "already connected" not in cloud.broker.log.read_text()
 
 
 async def test_a_site_works_without_the_cloud_and_syncs_later(
