@@ -27,7 +27,8 @@ _FILL: Final = """
     INSERT INTO payloads (task_id, body) SELECT task_id, decode(repeat('78', 64), 'hex') FROM made
 """
 _EMPTY: Final = """
-    TRUNCATE agents, up_lanes, down_lanes, outgoing, tasks, payloads, leases, attempts, results, depths
+    TRUNCATE agents, up_lanes, down_lanes, outgoing, tasks, payloads, leases, attempts, results, depths,
+        rollout_tallies
 """
 
 
