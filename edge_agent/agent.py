@@ -25,6 +25,7 @@ from edge_agent import (
     intake,
     loading,
     models,
+    reloads,
     replies,
     runner,
     settings,
@@ -145,8 +146,16 @@ class Agent:
         self._registry = fetched
         self._offset = clock.Offset()
         self._hub = hub.Hub(there=policy.uplink_broker is not None, heartbeat_s=policy.uplink.telemetry_s)
+        self._reloads = (
+            reloads.Reloads(machine, policy.engine.reload_s, self._woken) if machine.limits else None
+        )
         self._window = window.Window(
-            book, catalogue, policy.engine, policy.intake.queue_weights, machine.sizing
+            book,
+            catalogue,
+            policy.engine,
+            policy.intake.queue_weights,
+            machine.sizing,
+            None if self._reloads is None else self._reloads.away,
         )
         self._runner = runner.Runner(
             book,
@@ -265,6 +274,8 @@ class Agent:
                 self._engines, self._engine, self._policy.engine.provider, self._models_changed
             )
             taking.append(_start(group, "engines of TensorRT", built))
+            if self._reloads is not None:
+                ways.append(_start(group, "models that made room", self._reloads.run()))
             if self._registry is not None:
                 taking.append(_start(group, "registry", self._registry.run()))
             if self._trials is not None:
@@ -308,6 +319,10 @@ class Agent:
         self._runner.wake()
         if self._uplink is not None:
             self._uplink.beat()
+
+    def _woken(self) -> None:
+        """A model is back in memory, or is waited for no longer."""
+        self._runner.wake()
 
     def _overflowed(self) -> None:
         if self._uplink is not None:

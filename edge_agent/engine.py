@@ -66,9 +66,10 @@ class Engine:
         self._catalogue = catalogue
         self._clock = clock
         self._work_clock = work_clock
+        self.limits = limits or room.Limits()
         self.models = residents.Residents(
             opener or runtime.opener(threads=threads),
-            limits or room.Limits(),
+            self.limits,
             clock=clock,
             work_clock=work_clock,
         )
@@ -138,6 +139,10 @@ class Engine:
         except models.UnknownModel:
             return False
         return True
+
+    def carries(self, name: str) -> bool:
+        """Whether a model of that name is served that carries a state from item to item."""
+        return name in self._catalogue.carrying
 
     def names(self) -> list[str]:
         """The names of the models that are served."""

@@ -157,6 +157,7 @@ class Intake:
             traceparent=metadata.traceparent,
             idempotency_key=metadata.idempotency_key,
             tags=self._tags(job),
+            stream=metadata.stream,
             payload=job.payload,
         )
 
@@ -202,6 +203,7 @@ class Intake:
                 model_here=self._engine.has(task.model, task.version),
                 hub_reachable=self._hub.reachable,
                 handed_over=len(self._hub.handed_over),
+                state_here=self._engine.carries(task.model),
             ),
             priority=task.priority,
             remaining_s=None if remaining is None else remaining / 1000,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from edge_agent import engine, models, runtime, sessions, settings
+from edge_agent import engine, models, room, runtime, sessions, settings, streams
 from edge_agent.builds import builder, builds, cache
 from shared import manifests
 
@@ -38,9 +38,15 @@ def load(policy: settings.Settings, catalogue: models.Catalogue) -> Loaded:
         threads=policy.engine.intra_op_threads,
         streams=min(policy.engine.streams, policy.engine.threads),
         engines=engines,
+        memory=policy.engine.memory_limit_bytes,
         python=policy.engine.python,
     )
-    machine = engine.Engine(catalogue, opener=opener)
+    machine = engine.Engine(
+        catalogue,
+        opener=opener,
+        limits=room.Limits(policy.engine.max_loaded_bytes, policy.engine.max_loaded),
+        carried=streams.Streams(policy.streams.max, policy.streams.idle_s),
+    )
     engines.is_served = lambda model: is_served(machine, model)
     away: list[models.Model] = []
     folder = Path(policy.models)

@@ -24,6 +24,8 @@ class Why(enum.StrEnum):
     """The model is not here."""
     KEPT = "kept"
     """It would wait long, but its priority is never handed over."""
+    STATE = "state"
+    """It would wait long, but the state that its model carries is here."""
     UNREACHABLE = "unreachable"
     """It would wait long, but the hub cannot be reached."""
     HUB_FULL = "hub_full"
@@ -42,6 +44,8 @@ class Situation(NamedTuple):
     hub_reachable: bool
     handed_over: int
     """Tasks of ours that the hub holds."""
+    state_here: bool = False
+    """Whether the model carries a state from item to item."""
 
 
 class Decision(NamedTuple):
@@ -80,6 +84,8 @@ def decide(
         return decided(True, Why.NO_MODEL)
     if wait <= limit:
         return decided(False, Why.ROOM)
+    if situation.state_here:
+        return decided(False, Why.STATE)
     if priority >= policy.keep_priority:
         return decided(False, Why.KEPT)
     if not situation.hub_reachable:

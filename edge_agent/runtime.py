@@ -103,9 +103,9 @@ Opener = Callable[[models.Model, Sequence[str]], Runtime]
 class OnnxRuntime:
     """A graph in an ONNX Runtime session on the best provider of the ladder that opens it.
 
-    `order` are the providers to try, the manifest's unless given; for `threads`, `streams` and `engines`
-    see `sessions.open_`. Raises BadGraph, with every provider's own reason; or Unavailable where TensorRT
-    alone would run it, and has yet to build.
+    `order` are the providers to try, the manifest's unless given; for `threads`, `streams`, `engines` and
+    `memory` see `sessions.open_`. Raises BadGraph, with every provider's own reason; or Unavailable where
+    TensorRT alone would run it, and has yet to build.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class OnnxRuntime:
         threads: int = 1,
         streams: int = 1,
         engines: sessions.Engines | None = None,
+        memory: int | None = None,
     ) -> None:
         self._model = model
         order = tuple(order) or model.manifest.providers.order
@@ -125,7 +126,9 @@ class OnnxRuntime:
         ort.disable_telemetry_events()  # a plant's network is nobody else's business
         self.name = f"onnxruntime {ort.__version__}"
         self.wanted = order[0]
-        opened = sessions.open_(ort, model, order, threads=threads, streams=streams, engines=engines)
+        opened = sessions.open_(
+            ort, model, order, threads=threads, streams=streams, engines=engines, memory=memory
+        )
         if opened.sessions is None:
             failure = Unavailable if opened.is_coming else BadGraph
             raise failure(
@@ -201,12 +204,13 @@ def opener(
     threads: int = 1,
     streams: int = 1,
     engines: sessions.Engines | None = None,
+    memory: int | None = None,
     python: bool = False,
 ) -> Opener:
     """Opens each model with the runtime that its manifest names.
 
-    `threads`, `streams` and `engines` are for ONNX Runtime. Without `python`, packages that bring functions
-    are refused.
+    `threads`, `streams`, `engines` and `memory`, for one model at most, are for ONNX Runtime. Without
+    `python`, packages that bring functions are refused.
     """
 
     def open_(model: models.Model, order: Sequence[str]) -> Runtime:
@@ -225,7 +229,9 @@ def opener(
 
                 return functions.load(model)
             case _:
-                return OnnxRuntime(model, order, threads=threads, streams=streams, engines=engines)
+                return OnnxRuntime(
+                    model, order, threads=threads, streams=streams, engines=engines, memory=memory
+                )
 
     return open_
 

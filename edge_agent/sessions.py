@@ -108,11 +108,13 @@ def open_(
     threads: int = 1,
     streams: int = 1,
     engines: Engines | None = None,
+    memory: int | None = None,
 ) -> Opened:
     """Open a graph on the first provider of `order` that runs it.
 
-    `threads` work inside one run; on NVIDIA's GPUs `streams` runs can go on at one time. Without `engines`
-    TensorRT builds its engine here and now, for minutes, and keeps it nowhere.
+    `threads` work inside one run; on NVIDIA's GPUs `streams` runs can go on at one time. `memory` are the
+    bytes of the GPU that all of them may take, where the provider can be told; less if the manifest says so.
+    Without `engines` TensorRT builds its engine here and now, for minutes, and keeps it nowhere.
     """
     if {CUDA, TENSORRT} & set(order) and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA's libraries may have come as Python packages, where no loader looks
@@ -144,15 +146,19 @@ def open_(
                 folder = None
                 if provider == TENSORRT and engines is not None:
                     folder = stack.enter_context(engines.opening(model))
+                count = streams if provider in (CUDA, TENSORRT) else 1
                 providers = [
-                    (EXECUTION_PROVIDERS[one], provider_options(one, model, folder))
+                    (
+                        EXECUTION_PROVIDERS[one],
+                        provider_options(one, model, folder) | bound(one, model, memory, count),
+                    )
                     for one in (provider, *ladder)
                 ]
                 made = [
                     ort.InferenceSession(
                         os.fspath(model.path), options, providers=providers, enable_fallback=0
                     )
-                    for _ in range(streams if provider in (CUDA, TENSORRT) else 1)
+                    for _ in range(count)
                 ]
                 running = made[0].get_providers()[0]
                 if provider == TENSORRT and running == EXECUTION_PROVIDERS[provider]:
@@ -202,6 +208,22 @@ def provider_options(provider: str, model: models.Model, folder: Path | None) ->
         table = CALIBRATION if folder is not None else os.fspath(model.folder / calibration)
         options["trt_int8_calibration_table_name"] = table
     return options
+
+
+def bound(provider: str, model: models.Model, memory: int | None, sessions: int) -> dict[str, str]:
+    """How a provider is told what one of so many sessions of a model may take; nothing where it cannot be, or
+    where neither the settings nor the manifest bind it."""
+    wish = model.manifest.memory_mb
+    limits = [one for one in (memory, None if wish is None else wish << 20) if one is not None]
+    options: dict[str, tuple[str, dict[str, str]]] = {
+        CUDA: ("gpu_mem_limit", {"arena_extend_strategy": "kSameAsRequested"}),
+        "rocm": ("gpu_mem_limit", {"arena_extend_strategy": "kSameAsRequested"}),
+        "migraphx": ("migraphx_mem_limit", {}),
+    }
+    if not limits or provider not in options:
+        return {}
+    name, others = options[provider]
+    return {name: str(min(limits) // sessions), **others}
 
 
 def engine_options(model: models.Model) -> dict[str, str]:

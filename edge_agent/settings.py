@@ -55,10 +55,30 @@ class Engine(_Section, frozen=True):
     that falling back to anything else is reported."""
     python: bool = False
     """Whether models may be Python functions of their packages. Such code may do whatever the agent may."""
+    max_loaded: int | None = None
+    """Models of this machine in memory at one time, at most. The one that was used longest ago makes room; it
+    is served all the same, and its next task has it loaded again."""
+    max_loaded_bytes: int | None = None
+    """Bytes that those in memory are taken to need, likewise: of each what its manifest says (`memory_mb`),
+    or else the size of its files."""
+    reload_s: float = 30.0
+    """How long tasks wait until a model that made room is back; then their attempts fail."""
+    memory_limit_bytes: int | None = None
+    """Of the GPU's memory that one model may take where the provider can be told (CUDA, ROCm, MIGraphX), its
+    own `memory_mb` if that is less; what needs more fails."""
     window: int = 4096
     """Tasks that wait in memory for their turn; the others wait in the journal."""
     window_bytes: int = 32 << 20
     """Bytes of payload that may wait in memory with them."""
+
+
+class Streams(_Section, frozen=True):
+    """States of models that carry one from item to item; they are in memory alone."""
+
+    max: int = 1024
+    """Streams whose state is kept, at most; beyond it the one that was used longest ago begins anew."""
+    idle_s: float = 3600.0
+    """A stream without an item for so long begins anew."""
 
 
 class TensorRT(_Section, frozen=True):
@@ -178,6 +198,7 @@ class Settings(_Section, frozen=True):
     journal: Journal = Journal()
     intake: Intake = Intake()
     engine: Engine = Engine()
+    streams: Streams = Streams()
     tensorrt: TensorRT = TensorRT()
     overflow: Overflow = Overflow()
     uplink: Uplink = Uplink()
@@ -214,13 +235,17 @@ def load(path: Path) -> Settings:
         ("engine.threads", read.engine.threads),
         ("engine.streams", read.engine.streams),
         ("engine.window", read.engine.window),
+        ("engine.max_loaded", read.engine.max_loaded),
+        ("engine.max_loaded_bytes", read.engine.max_loaded_bytes),
+        ("engine.memory_limit_bytes", read.engine.memory_limit_bytes),
+        ("streams.max", read.streams.max),
         ("tensorrt.build_s", read.tensorrt.build_s),
         ("intake.in_flight", read.intake.in_flight),
         ("uplink.in_flight", read.uplink.in_flight),
         ("oip.waiting", read.oip.waiting),
         ("oip.max_body", read.oip.max_body),
     ):
-        if value < 1:
+        if value is not None and value < 1:
             raise settings.BadSettings(f"{path}: {what} = {value}: at least 1 is needed")
     if read.engine.provider != "auto" and read.engine.provider not in get_args(manifests.Provider):
         known = ", ".join(get_args(manifests.Provider))

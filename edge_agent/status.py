@@ -15,7 +15,19 @@ import prometheus_client
 from prometheus_client import core
 from prometheus_client import registry as collectors
 
-from edge_agent import clock, engine, hub, intake, overflow, replies, runner, settings, uplink, window
+from edge_agent import (
+    clock,
+    engine,
+    hub,
+    intake,
+    overflow,
+    replies,
+    runner,
+    settings,
+    streams,
+    uplink,
+    window,
+)
 from edge_agent.builds import builder, builds
 from edge_agent.journal import journal
 from edge_agent.oip import service
@@ -86,6 +98,11 @@ class Status:
         return self.working and (self.site_link is None or self.site_link.counters.connects > 0)
 
     @property
+    def machine(self) -> engine.Engine:
+        """What runs the models."""
+        return self._engine
+
+    @property
     def done(self) -> Counter[str]:
         """What the executor counts."""
         return self._runner.counts
@@ -108,6 +125,7 @@ class Status:
                     provider=model.provider,
                     wanted=model.wanted,
                     items_per_s=round(model.items_per_second * self._policy.engine.threads, 3),
+                    loaded=model.loaded,
                 )
                 for model in self._engine.loaded()
             ],
@@ -175,6 +193,11 @@ class Status:
             "broker": _link(self.site_link),
             "uplink": _link(self.cloud_link) | {"hub_reachable": self._hub.reachable},
             "models": [_model(model) for model in self._engine.loaded()],
+            "streams": {
+                "kept": len(self._engine.streams),
+                "begun": self._engine.streams.begun,
+                "dropped": dict(self._engine.streams.dropped),
+            },
             "engines": self.engines.as_dicts() if self.engines is not None else [],
             "registry": self.registry.as_dict() if self.registry is not None else None,
             "handed_over": len(self._hub.handed_over),
@@ -212,6 +235,8 @@ def _model(model: engine.Status) -> dict[str, Any]:
         "provider": model.provider,
         "wanted": model.wanted,
         "reason": model.reason,
+        "loaded": model.loaded,
+        "bytes": model.bytes,
         "items_per_s": round(model.items_per_second, 2),
         "batching": {
             "size": model.batch_size,
@@ -279,8 +304,32 @@ class Metrics(collectors.Collector):
         for lane in told.lanes:
             lanes.add_metric([lane.lane], lane.numbered - lane.acknowledged)
         yield lanes
+        yield from of_models(self._status.machine)
         if self._status.engines is not None:
             yield from of_engines(self._status.engines)
+
+
+def of_models(machine: engine.Engine) -> Iterator[core.Metric]:
+    """The metrics of models in memory, and of the states that they carry."""
+    served, carried = machine.loaded(), machine.streams
+    for name, text, value in (
+        ("models_served", "Models that are served.", len(served)),
+        ("models_loaded", "Those of them that are in memory.", sum(one.loaded for one in served)),
+        ("streams", "Streams whose state is kept.", len(carried)),
+    ):
+        yield core.GaugeMetricFamily(f"backhaul_agent_{name}", text, value=value)
+    for name, text, total in (
+        ("model_unloads", "Times that a model left memory to make room.", machine.models.unloads),
+        ("model_reloads", "Times that one of these came back.", machine.models.reloads),
+        ("streams_begun", "Streams that began with the initial state, anew or not.", carried.begun),
+    ):
+        yield core.CounterMetricFamily(f"backhaul_agent_{name}", text, value=total)
+    dropped = core.CounterMetricFamily(
+        "backhaul_agent_streams_dropped", "Streams whose state was let go, by the reason.", labels=["reason"]
+    )
+    for reason in streams.REASONS:
+        dropped.add_metric([reason], carried.dropped[reason])
+    yield dropped
 
 
 def of_engines(engines: builds.Builds) -> Iterator[core.Metric]:

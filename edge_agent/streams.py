@@ -20,6 +20,8 @@ from shared import tasks
 
 log: Final = logging.getLogger(__name__)
 
+REASONS: Final = ("full", "idle")
+"""Why the state of a stream may be let go."""
 MOST: Final = 1024
 IDLE_S: Final = 3600.0
 

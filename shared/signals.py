@@ -34,6 +34,8 @@ class ModelReport(msgspec.Struct, kw_only=True):
     """The provider that should run; differs from `provider` when something fell back."""
     items_per_s: float = 0.0
     """Measured; 0 before the first batch."""
+    loaded: bool = True
+    """Whether it is in memory; if not, it made room for others, and its next task brings it back."""
 
 
 class LeaseReport(msgspec.Struct, kw_only=True, array_like=True):

@@ -127,6 +127,67 @@ def write_scorer(
     )
 
 
+def write_counter(
+    folder: Path,
+    *,
+    name: str = "counter",
+    version: str = "1.0.0",
+    batch: Dimension = "batch",
+    axis: int = 0,
+    extra: str = "",
+) -> Path:
+    """A package that carries a state: the score of an item is the sum of all numbers of its stream so far.
+
+    An item is the index of one of four numbers, 1, 10, 100 and 1000; any other index makes the graph fail.
+    The state is [batch, 2]: the sum, and how many there were; `axis` says where the graph has the batch.
+    """
+    held: list[Dimension] = [batch, 2] if axis == 0 else [2, batch]
+    index = helper.make_tensor_value_info("index", TensorProto.INT64, [batch])
+    before = helper.make_tensor_value_info("before", TensorProto.FLOAT, held)
+    after = helper.make_tensor_value_info("after", TensorProto.FLOAT, held)
+    total = helper.make_tensor_value_info("sum", TensorProto.FLOAT, [batch])
+    turn = [1, 0] if axis else [0, 1]
+    nodes = [
+        helper.make_node("Gather", ["table", "index"], ["new"], axis=0),
+        helper.make_node("Unsqueeze", ["new", "last"], ["column"]),
+        helper.make_node("Mul", ["column", "zero"], ["nought"]),
+        helper.make_node("Add", ["nought", "one"], ["more"]),
+        helper.make_node("Concat", ["column", "more"], ["both"], axis=1),
+        helper.make_node("Transpose", ["before"], ["rows"], perm=turn),
+        helper.make_node("Add", ["rows", "both"], ["sums"]),
+        helper.make_node("Transpose", ["sums"], ["after"], perm=turn),
+        helper.make_node("Gather", ["sums", "first"], ["sum"], axis=1),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "table": np.array([1, 10, 100, 1000], np.float32),
+        "last": np.array([1], np.int64),
+        "zero": np.array(0, np.float32),
+        "one": np.array(1, np.float32),
+        "first": np.array(0, np.int64),
+    }
+    _write(folder, nodes, [index, before], [total, after], constants)
+    return _manifest(
+        folder,
+        f"""
+        name = "{name}"
+        version = "{version}"
+        [[inputs]]
+        name = "index"
+        kind = "tensor"
+        shape = []
+        dtype = "int64"
+        [[outputs]]
+        name = "sum"
+        kind = "scores"
+        [[states]]
+        input = "before"
+        output = "after"
+        axis = {axis}
+        {extra}
+        """,
+    )
+
+
 def write_slow_scorer(folder: Path, *, name: str = "slow", effort: int = 200, extra: str = "") -> Path:
     """As `write_scorer`, but each run takes the time of multiplying matrices of `effort` x `effort`."""
     window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", 4])

@@ -47,11 +47,11 @@ class Ask(NamedTuple):
         return jobs.DEFAULT_PRIORITY if self.metadata.priority is None else self.metadata.priority
 
     def payloads(self) -> Iterator[tuple[bytes, int]]:
-        """The items in as many payloads as they need batches, and how many are in each."""
-        for start in range(0, self.items, self.model.max_batch):
-            part = [
-                one._replace(array=one.array[start : start + self.model.max_batch]) for one in self.inputs
-            ]
+        """The items in as many payloads as they need batches, and how many are in each. For a model that
+        carries a state they are in one: they are one stream."""
+        most = self.items if self.model.manifest.states else self.model.max_batch
+        for start in range(0, self.items, most):
+            part = [one._replace(array=one.array[start : start + most]) for one in self.inputs]
             body = messages.write({}, {"inputs": part}, binary=True)
             yield messages.pack(body), len(part[0].array)
 
@@ -121,7 +121,7 @@ def _picture(name: str, sent: bytes) -> bytes:
 
 def _metadata(model: models.Model, parameters: Mapping[str, Any]) -> jobs.Metadata:
     if parameters.get("sequence_id"):
-        raise Refused(400, "sequences are not served: each request stands alone")
+        raise Refused(400, "sequences are not served: name the stream that a request belongs to (stream)")
     fields = dict(parameters)
     timeout = fields.pop(_TIMEOUT, None)
     if timeout is not None:

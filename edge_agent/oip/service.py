@@ -167,6 +167,7 @@ class Service:
                 client_id=ask.id,
                 traceparent=metadata.traceparent,
                 idempotency_key=_key(metadata.idempotency_key, number, len(parts)),
+                stream=metadata.stream,
                 payload=payload,
             )
             for number, (payload, items) in enumerate(parts)
