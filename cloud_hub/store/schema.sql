@@ -441,7 +441,7 @@ CREATE TABLE rollout_events (
 CREATE TABLE rollout_tallies (
     rollout_id uuid NOT NULL REFERENCES rollouts,
     stage      integer NOT NULL,
-    agent_id   integer NOT NULL REFERENCES agents,
+    agent_id   integer NOT NULL,
     version    text NOT NULL,
     items      bigint NOT NULL DEFAULT 0,
     failed     bigint NOT NULL DEFAULT 0,
