@@ -139,11 +139,14 @@ class Batcher:
     def __contains__(self, task_id: bytes) -> bool:
         return task_id in self._entries
 
-    def offer(self, task: Waiting, now: float) -> bool:
-        """Let `task` wait here; False if there is no room. A task that waits here already stays as it is."""
+    def offer(self, task: Waiting, now: float, *, again: bool = False) -> bool:
+        """Let `task` wait here; False if there is no room. A task that waits here already stays as it is.
+
+        `again`: its turn had come, and it waits once more. There is room for it, for few run at one time.
+        """
         if task.task_id in self._entries:
             return True
-        if self.full:
+        if self.full and not again:
             return False
         ready_at = now + task.model.manifest.batching.max_delay_ms / 1000
         if task.not_after is not None and task.not_after <= ready_at:

@@ -413,7 +413,8 @@ class Runner:
         self._out.left()
 
     def _gone(self, task_id: bytes) -> None:
-        self._window.ended(task_id)
+        if self._window.ended(task_id):
+            self.wake()
         self._leases.ends(task_id)
         self._wishes.pop(task_id, None)
 

@@ -120,7 +120,7 @@ class Window:
         """A task that is here waits for its turn again."""
         self._replace(self._tasks[task.task_id], task)
         model = self._runs_on[task.task_id] = self._model(task)
-        self._batcher.offer(self._waiting(task, model), time.monotonic())
+        self._batcher.offer(self._waiting(task, model), time.monotonic(), again=True)
         self._settle(task.task_id)
 
     def renew(self, before: records.Task, task: records.Task) -> None:
@@ -170,16 +170,17 @@ class Window:
         leased = [task for task in self._tasks.values() if task.origin is records.Origin.HUB]
         return [task for task in leased if self.remove(task.task_id)]
 
-    def ended(self, task_id: bytes) -> None:
-        """The task is no longer in the journal, or no longer ours."""
+    def ended(self, task_id: bytes) -> bool:
+        """The task is no longer in the journal, or no longer ours; whether others that waited for it may go."""
         if self._refilling:
             self._ended_meanwhile.add(task_id)
-        self._settle(task_id)
+        settled = self._settle(task_id)
         task = self._tasks.pop(task_id, None)
         self._runs_on.pop(task_id, None)
         if task is not None:
             self._payload_bytes -= len(task.payload or b"")
             self._count(task, -1)
+        return settled
 
     def expired(self) -> list[records.Task]:
         """Tasks whose deadline has passed while they waited."""
@@ -301,11 +302,12 @@ class Window:
             stream=task.runs_in if model.manifest.states else None,
         )
 
-    def _settle(self, task_id: bytes) -> None:
+    def _settle(self, task_id: bytes) -> bool:
         """A task whose turn had come has ended, or waits again: if it is of a stream, the next may go."""
         waited = self._streaming.pop(task_id, None)
         if waited is not None:
             self._batcher.settled(waited)
+        return waited is not None
 
     def _may_overtake(self, task: records.Task) -> bool:
         """Whether tasks of its stream that came before may not be here yet: then it must not be, either."""
