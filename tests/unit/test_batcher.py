@@ -6,6 +6,7 @@ import random
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -439,3 +440,113 @@ def test_memory_stays_in_proportion(rows: list[tuple[int, float, int]]) -> None:
             made.evict_worst()
     assert len(made._worst._heap) <= 200
     assert len(made._deadlines._heap) <= 200
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+def of_stream(
+    seq: int, stream: str, *, priority: int = 5, tag: float = 0.0, items: int = 1
+) -> batcher.Waiting:
+    return msgspec.structs.replace(task(seq, priority=priority, tag=tag, items=items), stream=stream)
+
+
+def test_tasks_of_a_stream_go_in_the_order_of_their_arrival() -> None:
+    """Whatever their priorities and tags; a batch takes several, first those that are first in theirs."""
+    made = full(
+        of_stream(1, "a", priority=0),
+        of_stream(2, "a", priority=9),
+        of_stream(3, "b", tag=5),
+        of_stream(4, "b", tag=0),
+        task(5, priority=1),
+    )
+    assert taken(made) == [3, 5, 1, 4]
+
+
+def test_a_stream_waits_for_the_end_of_what_runs() -> None:
+    """The others go on; what is tried again goes before what came after it."""
+    made = full(*(of_stream(seq, "a") for seq in range(1, 7)), of_stream(7, "b"))
+    batch = made.take(0.0)
+    assert batch is not None
+    assert [one.seq for one in batch.tasks] == [1, 7, 2, 3]
+    assert taken(made) == []
+    for one in batch.tasks[2:]:  # those behind the one that is tried again
+        made.offer(one, 0.0, again=True)
+        made.settled(one)
+    made.settled(batch.tasks[1])
+    assert taken(made) == []
+    made.offer(batch.tasks[0], 0.0, again=True)
+    made.settled(batch.tasks[0])
+    assert taken(made) == [1, 2, 3, 4]
+
+
+def test_the_next_of_a_stream_may_go_when_the_first_is_cancelled_or_evicted() -> None:
+    """And who makes room is the last of a stream, never one before it."""
+    made = full(of_stream(1, "a"), of_stream(2, "a", priority=0), of_stream(3, "a", priority=9))
+    worst = made.worst()
+    assert worst is not None
+    assert worst.seq == 3
+    assert made.cancel((1).to_bytes(16, "big")) is not None
+    first = made.first(0.0)
+    assert first is not None
+    assert first.seq == 2
+    assert made.evict_worst() == worst
+    assert taken(made) == [2]
+    assert made.depth == 0
+
+
+def test_who_came_before_the_first_of_a_stream_takes_its_place() -> None:
+    """A task that waited, and waits anew under a newer attempt, is again where it was."""
+    made = full(of_stream(1, "a"), of_stream(2, "a"), of_stream(3, "a"))
+    one = made.cancel((1).to_bytes(16, "big"))
+    assert one is not None
+    assert made.offer(one, 0.0)
+    assert taken(made) == [1, 2, 3]
+
+
+@given(
+    arrivals=st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c", None]), st.integers(0, 9), st.integers(1, 5)), max_size=40
+    ),
+    chance=st.randoms(use_true_random=False),
+)
+def test_no_stream_is_ever_out_of_order(
+    arrivals: list[tuple[str | None, int, int]], chance: random.Random
+) -> None:
+    """Under retries, cancellations and batches of any kind every task has its turn, and those of a stream one
+    after the other."""
+    made = batcher.Batcher(1000)
+    for seq, (stream, priority, items) in enumerate(arrivals):
+        one = task(seq, priority=priority, items=items)
+        assert made.offer(msgspec.structs.replace(one, stream=stream), 0.0)
+    ended: list[int] = []
+    running: dict[str | None, int] = {}
+    while made.depth:
+        batch = made.take(0.0)
+        assert batch is not None
+        again: set[str | None] = set()
+        for one in batch.tasks:
+            if one.stream in again or chance.random() < 0.2:
+                again.add(one.stream) if one.stream is not None else None
+                made.offer(one, 0.0, again=True)
+            else:
+                ended.append(one.seq)
+                if one.stream is not None:
+                    assert running.get(one.stream, -1) < one.seq
+                    running[one.stream] = one.seq
+            if one.stream is not None:
+                made.settled(one)
+    assert sorted(ended) == list(range(len(arrivals)))
+
+
+def test_a_model_that_is_away_is_passed_over() -> None:
+    """Others go on; when it is back its tasks have their turn."""
+    gone = {"m"}
+    made = batcher.Batcher(10, away=lambda model: model.name in gone)
+    made.offer(task(1, priority=9), 0.0)
+    assert taken(made) == []
+    assert made.wake_at(0.0) is None
+    made.offer(task(2, PATIENT), 0.0)
+    assert taken(made) == [2]
+    gone.clear()
+    assert taken(made) == [1]
