@@ -310,3 +310,21 @@ async def test_words_that_are_for_nobody_are_counted(leased: program.Program, hu
     async with httpx.AsyncClient(base_url=leased.url) as client:
         metrics = (await client.get("/metrics")).text
     assert "backhaul_agent_commands_ignored_total 5.0" in metrics
+
+
+async def test_models_that_do_not_fit_take_turns_in_memory(broker: servers.Mosquitto, tmp_path: Path) -> None:
+    """With room for one model both are served: who needs the other one waits for it, and for nothing else."""
+    for name in ("bright-a", "bright-b"):
+        models.write_classifier(tmp_path / "models" / name, name=name)
+    settings = {"max_loaded": 1, "reload_s": 10}
+    async with agents.running(agents.agent(tmp_path, broker, engine=settings)) as edge:
+        body = json.dumps({"image": base64.b64encode(BRIGHT).decode(), "response_topic": "line/turns"})
+        async with agents.Replies(broker, "line/turns") as replies:
+            for turn in range(6):
+                topic = f"backhaul/v1/{SITE}/jobs/camera-1/bright-{'ab'[turn % 2]}"
+                await agents.run("mosquitto_pub", broker, "-q", "1", "-t", topic, "-m", body)
+            said = [await replies.next() for _ in range(6)]
+        assert [one["state"] for one in said] == ["COMPLETED"] * 6
+        told = await edge.ask("/status")
+    assert [one["loaded"] for one in told["models"]].count(True) == 1
+    assert [one["loaded"] for one in told["telemetry"]["models"]].count(True) == 1
