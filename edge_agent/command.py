@@ -149,7 +149,8 @@ def _readable(told: dict[str, Any]) -> str:
         )
         lines.append(
             f"  model      {model['name']}@{model['version']} on {model['provider']}{wanted}, "
-            f"{model['items_per_s']:.0f} items/s{'' if model.get('loaded', True) else ', idle: out of memory'}"
+            f"{model['items_per_s']:.0f} items/s"
+            + ("" if model.get("loaded", True) else ", idle: not in memory")
         )
     lines += [_engine(one) for one in told.get("engines", ()) if one["state"] != "built"]
     lines += _registry(told.get("registry"))

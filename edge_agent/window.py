@@ -171,7 +171,7 @@ class Window:
         return [task for task in leased if self.remove(task.task_id)]
 
     def ended(self, task_id: bytes) -> bool:
-        """The task is no longer in the journal, or no longer ours; whether others that waited for it may go."""
+        """The task is not in the journal any more, or not ours; whether others that waited for it may go."""
         if self._refilling:
             self._ended_meanwhile.add(task_id)
         settled = self._settle(task_id)
