@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -34,6 +34,11 @@ INBOX: Final = 64
 """Batches of one agent that wait to be applied, more than its windows let it send at a time."""
 TOGETHER: Final = 16
 """Batches applied in one transaction, at most: one commit serves them all."""
+GATHER_S: Final = 0.02
+"""Between two commits of little: what comes meanwhile shares the next, and the first after a pause waits for
+nobody."""
+LITTLE_BYTES: Final = 64 << 10
+"""Of Arrow: so much is decoded in less time than a thread takes to be there."""
 UPWARDS: Final = (wire.RESULTS.name, wire.TASKS.name, wire.ATTEMPTS.name)
 """The kinds that agents send, in the order in which they are applied: an attempt's rows before its end."""
 TRIES: Final = 3
@@ -189,15 +194,18 @@ class Channel:
         return books.get(self.agent_id, lane_store.Ledgers({}, {}))
 
     async def _apply_arrivals(self) -> None:
+        rested = 0.0
         while True:
             patience.heed_cancellation()
+            await asyncio.sleep(max(0.0, rested - time.monotonic()))
             arrivals = [await self._inbox.get()]
             while len(arrivals) < TOGETHER and not self._inbox.empty():
                 arrivals.append(self._inbox.get_nowait())
             try:
                 await self._apply(arrivals)
             finally:
-                self._budget.release(sum(len(arrival.message.payload) for arrival in arrivals))
+                self._budget.release(_size(arrivals))
+            rested = time.monotonic() + (GATHER_S if _size(arrivals) < LITTLE_BYTES else 0.0)
 
     async def _apply(self, arrivals: list[Arrival]) -> None:
         """Apply batches in one transaction and acknowledge; alone, if PostgreSQL refuses one of them."""
@@ -235,7 +243,10 @@ class Channel:
             for lane in sorted({arrival.lane for arrival in arrivals}, key=str):  # as lanes.sql, report
                 held = await lane_store.lock(connection, self.agent_id, lane)
                 receivers[lane] = lanes.Receiver(held.cursor)
-            taken = await asyncio.to_thread(self._take_in, arrivals, receivers)
+            if _size(arrivals) < LITTLE_BYTES:
+                taken = self._take_in(arrivals, receivers)
+            else:
+                taken = await asyncio.to_thread(self._take_in, arrivals, receivers)
             outcomes = await self._write(connection, taken)
             for refused in taken.refused:
                 await self._set_aside(connection, refused)
@@ -334,3 +345,7 @@ class Channel:
             self._link.publish_nowait(topics.down(self.agent, topics.ACK), signals.encode(message), qos=1)
         except link.LinkDown:
             log.debug("%s: acknowledgement not sent, the link is down", self.agent)
+
+
+def _size(arrivals: Iterable[Arrival]) -> int:
+    return sum(len(arrival.message.payload) for arrival in arrivals)

@@ -38,6 +38,10 @@ MAX_WAITING_BYTES: Final = 256 << 20
 MANY_TASKS: Final = 400
 """When so many tasks wait a second group is committed beside the first: PostgreSQL works on one while the
 other is made ready."""
+FEW_TASKS: Final = 16
+GATHER_S: Final = 0.003
+"""When, after a commit, some wait already but fewer than those, more are about to come: waiting so long for
+them saves every other commit. A lone client never waits."""
 MAX_GROUP_TASKS: Final = 2_000
 """Tasks of one commit, unless a single request has more."""
 MAX_GROUP_BYTES: Final = 32 << 20
@@ -161,6 +165,8 @@ class Submitter:
         group: list[_Request] = []
         try:
             while True:
+                if 0 < self._tasks < FEW_TASKS:
+                    await asyncio.sleep(GATHER_S)
                 await due.wait()
                 group = self._next_group()
                 if group:  # else the other was quicker

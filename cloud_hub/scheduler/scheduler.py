@@ -34,7 +34,7 @@ IN_THREAD: Final = 200
 """From so many tasks on a plan is made in a thread: the loop has others to serve."""
 HELD: Final = 1000
 """Leases that are looked at for a task that needs room."""
-GATHER_S: Final = 0.005
+GATHER_S: Final = 0.01
 """Between two passes, unless there is more to place at once: what comes meanwhile goes together. With
 hundreds of words a second a pass at each of them would cost more time than that."""
 RIPEN_S: Final = 0.1
