@@ -111,7 +111,7 @@ def from_json(kind: str, shape: Sequence[int], data: msgspec.Raw) -> Array:
         plain: Array = np.asarray(values) if values else np.empty(0, dtype)
     except (ValueError, OverflowError):
         raise BadTensor("its rows differ in length") from None
-    if dtype.kind in "iu" and plain.dtype.kind in "fO":
+    if dtype.kind in "iu" and plain.size and plain.dtype.kind in "fO":
         plain = _large(np.asarray(values, object), kind)
     if plain.shape not in ((count,), tuple(shape)):
         raise BadTensor(f"data of shape {list(plain.shape)} for shape {list(shape)}")

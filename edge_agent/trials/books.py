@@ -60,9 +60,10 @@ class Books:
         self._look_at = LOOK_AFTER
 
     def ran(self, made: list[outcomes.Outcome], run_us: int, *, new: bool) -> None:
-        """Items ran on one of the two."""
-        (self.new if new else self.old).ran(made, run_us)
-        self._results += len(made) if new else 0
+        """Items ran on one of the two, but for those that another's failure held back."""
+        ran = [one for one in made if getattr(one, "kind", None) is not outcomes.Failure.NOT_RUN]
+        (self.new if new else self.old).ran(ran, run_us)
+        self._results += len(ran) if new else 0
 
     def compared(self, *, agreed: bool) -> None:
         """A job was shadowed."""

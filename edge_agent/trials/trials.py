@@ -102,6 +102,15 @@ class Trials:
             if was is not standing.state is trials.State.ROLLED_BACK:
                 self._on_back(standing.trial.model)
         self._shadows.keep({rollout for rollout, one in self._running.items() if one.is_ready})
+        self._engine.keep(
+            {
+                key
+                for one in self._running.values()
+                if one.standing.state not in trials.BACK
+                for key in (one.new, one.standing.old)
+                if key is not None
+            }
+        )  # either version can take over at once
 
     async def run(self) -> None:
         """Run shadows, and keep what was gone back from, until cancelled."""

@@ -248,7 +248,7 @@ async def test_an_agent_loads_the_model_when_its_server_comes(tmp_path: Path) ->
     packages.FOUR.write(tmp_path / "models" / "four")
     impatient(tmp_path / "models", f"http://127.0.0.1:{port}")
     policy = settings.Settings(site="s", name="n", state=str(tmp_path), models=str(tmp_path / "models"))
-    machine, away = loading.load(policy, models.Catalogue())
+    machine, _, away = loading.load(policy, models.Catalogue())
     assert (machine.names(), [model.name for model in away]) == (["four"], ["two"])
     told: list[bool] = []
     with stranger.Server({"two": packages.TWO.strange()}, port=port):

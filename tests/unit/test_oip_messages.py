@@ -76,6 +76,7 @@ def test_what_the_protocol_shows() -> None:
     assert told([2], "UINT64", [0, 2**64 - 1]).tolist() == [0, 2**64 - 1]
     assert told([], "FP64", [0.1]).tolist() == 0.1
     assert told([0, 3], "INT8", []).shape == (0, 3)
+    assert told([2, 0], "UINT64", [[], []]).shape == (2, 0)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,17 @@ def test_shadows_that_disagree_fail_the_agreement() -> None:
     assert ";" not in found
 
 
+def test_what_was_held_back_is_no_failure() -> None:
+    """Items behind one that is to be tried again have not run: they count for neither version."""
+    held = outcomes.ItemFailed("not run", outcomes.Failure.NOT_RUN)
+    seen = books.Books()
+    for _ in range(100):
+        seen.ran([GOOD, held, held], 1000, new=True)
+        seen.ran([GOOD], 1000, new=False)
+    assert seen.new.measures().items == 100
+    assert seen.failure(trial()) is None
+
+
 def test_what_was_long_ago_is_forgotten() -> None:
     """A version that was good for a long time and breaks now is judged by the latest thousands."""
     one = books.Recent()
