@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ class Hot:
     """Redis, when it is there."""
 
     def __init__(self, url: str | None, on_news: Callable[[str], None]) -> None:
-        """`on_news` is told what another hub, or this one, has announced."""
+        """`on_news` is told what another hub, or this one, has announced; once."""
         self._client = (
             redis.asyncio.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
             if url
@@ -56,6 +57,8 @@ class Hot:
             else {}
         )
         self._on_news = on_news
+        self._name = secrets.token_hex(4)
+        """By which we know our own news when we hear it."""
         self.on_lanes: Callable[[Iterable[int]], object] = lambda agent_ids: None
         """Told of agents (ids) to which any hub, this one included, has something new to send."""
         self._announced: set[str] = set()
@@ -172,7 +175,9 @@ class Hot:
 
     def _heard(self, channel: str, text: str) -> None:
         if channel == NEWS:
-            self._on_news(text)
+            whose, _, word = text.rpartition(" ")
+            if whose != self._name:  # our own we have acted on already
+                self._on_news(word)
             return
         try:
             self.on_lanes([int(agent_id) for agent_id in text.split()])
@@ -189,7 +194,7 @@ class Hot:
             lanes, self._lanes = self._lanes, set()
             try:
                 for word in words:
-                    await self._client.publish(NEWS, word)
+                    await self._client.publish(NEWS, f"{self._name} {word}")
                 if lanes:
                     await self._client.publish(LANES, " ".join(map(str, lanes)))
             except redis.exceptions.RedisError as error:

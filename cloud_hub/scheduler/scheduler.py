@@ -101,6 +101,7 @@ class Scheduler:
         pause = backoff.Backoff(base_s=0.05, cap_s=2.0, stable_s=0.0)
         while True:
             more = False
+            before = self.counts["granted"]
             try:
                 if lead.leading:
                     more = await self._pass(lead, told)
@@ -112,7 +113,7 @@ class Scheduler:
                 await asyncio.sleep(pause.next())
                 continue
             pause.succeeded(0.0)
-            rested = time.monotonic() + GATHER_S
+            rested = time.monotonic() + (GATHER_S if self.counts["granted"] > before else 0.0)
             if more:
                 await asyncio.sleep(0)
                 continue
