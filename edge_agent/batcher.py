@@ -142,7 +142,7 @@ class Batcher:
     def offer(self, task: Waiting, now: float, *, again: bool = False) -> bool:
         """Let `task` wait here; False if there is no room. A task that waits here already stays as it is.
 
-        `again`: its turn had come, and it waits once more. There is room for it, for few run at one time.
+        `again`: it was here before, and waits once more. There is room for it, for few run at one time.
         """
         if task.task_id in self._entries:
             return True
@@ -238,6 +238,11 @@ class Batcher:
     def worst(self) -> Waiting | None:
         """The task that would go last."""
         return self._worst.first().task if self._entries else None
+
+    def goes_before_worst(self, task: Waiting) -> bool:
+        """Whether a task of no stream would go before that one: it stands no better than those before it in
+        its own stream."""
+        return bool(self._entries) and task.order < self._worst.first().order
 
     def evict_worst(self) -> Waiting | None:
         """Take out the task that would go last, to make room for a better one."""

@@ -134,9 +134,6 @@ def open_(
             # The shapes of states are the graph's to say, and TensorRT wants to hear all beforehand.
             refused.append(f"{provider}: no engine is built of a graph that carries states")
             continue
-        if provider == TENSORRT and model.manifest.states:
-            refused.append(f"{provider}: models that carry a state do not run on it")
-            continue
         # Nodes that the provider can't take go to those after it on the ladder, and last to the CPU; to
         # TensorRT only from its own rung, for it would build an engine of them.
         below = [one for one in (*order[rung + 1 :], CPU) if one not in (provider, TENSORRT)]

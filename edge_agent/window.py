@@ -143,7 +143,7 @@ class Window:
         self._replace(held, now)
         if waits:
             model = self._runs_on[now.task_id] = self._model(now)
-            self._batcher.offer(self._waiting(now, model), time.monotonic())
+            self._batcher.offer(self._waiting(now, model), time.monotonic(), again=True)
 
     def progressed(self, task_id: bytes, items_done: int) -> records.Task:
         """A task that runs has come so far; as it is now, under the newest of its attempts."""
@@ -217,14 +217,18 @@ class Window:
         self._refilling = True
         try:
             found = await self._journal.waiting(limit)
-            if len(found) == limit and self._catalogue.carrying:
+            is_all = len(found) < limit
+            # Those of streams by their age: where there is no room for all, the youngest find none.
+            streaming = sorted(filter(self._is_of_stream, found), key=lambda task: task.seq)
+            found = [task for task in found if not self._is_of_stream(task)]
+            if not is_all and self._catalogue.carrying:
                 # What is left may have come before what was found, and go behind it by its priority alone.
-                found = [task for task in found if not self._is_of_stream(task)]
-                found += await self._journal.oldest(self._catalogue.carrying, limit)
+                streaming = await self._journal.oldest(self._catalogue.carrying, limit)
+            found += streaming
         finally:
             self._refilling = False
         ended, self._ended_meanwhile = self._ended_meanwhile, set()
-        if len(found) >= limit:
+        if not is_all:
             self._behind = True
         for task in found:
             if task.task_id not in ended and not self._admit(task):
@@ -245,11 +249,11 @@ class Window:
         waiting = self._waiting(task, model)
         now = time.monotonic()
         if not self._batcher.offer(waiting, now):
-            worst = self._batcher.worst()
             # One of a stream takes nobody's place: that may be the place of one before it.
-            if worst is None or worst.order <= waiting.order or waiting.stream is not None:
+            if waiting.stream is not None or not self._batcher.goes_before_worst(waiting):
                 return False
-            self._batcher.evict_worst()
+            worst = self._batcher.evict_worst()
+            assert worst is not None
             evicted = self._tasks.pop(worst.task_id)
             del self._runs_on[worst.task_id]
             self._payload_bytes -= len(evicted.payload or b"")
@@ -274,7 +278,7 @@ class Window:
                 continue
             if self._batcher.cancel(task_id) is not None:  # or it runs
                 self._runs_on[task_id] = now
-                self._batcher.offer(self._waiting(task, now), time.monotonic())
+                self._batcher.offer(self._waiting(task, now), time.monotonic(), again=True)
 
     def needs(self, key: models.Key) -> bool:
         """Whether a task waits or runs here that runs on that version, or may wait in the journal."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent import models, settings, window
@@ -34,6 +35,13 @@ async def book(tmp_path: Path) -> AsyncIterator[journal.Journal]:
         yield opened
 
 
+@pytest.fixture
+def carrying(catalogue: models.Catalogue, tmp_path: Path) -> models.Catalogue:
+    """The same, and a model that carries a state."""
+    catalogue.add(models.load(packages.write_counter(tmp_path / "counter")))
+    return catalogue
+
+
 class Held:
     """The journal, but what it says of the queue arrives only when it is let go."""
 
@@ -47,6 +55,22 @@ class Held:
         self.has_read.set()
         await self.go_on.wait()
         return found
+
+
+class Between:
+    """The journal, and something that happens between two looks at the queue."""
+
+    def __init__(self, book: journal.Journal, happens: Callable[[], Awaitable[None]]) -> None:
+        self._book = book
+        self._happens = happens
+
+    async def waiting(self, limit: int) -> list[records.Task]:
+        found = await self._book.waiting(limit)
+        await self._happens()
+        return found
+
+    async def oldest(self, names: Collection[str], limit: int) -> list[records.Task]:
+        return await self._book.oldest(names, limit)
 
 
 def behind(book: Any, catalogue: models.Catalogue, counts: records.Counts) -> window.Window:
@@ -142,3 +166,57 @@ async def test_a_version_is_needed_until_the_last_task_on_it_has_ended(
     await book.finish([journals.finished(task.task_id), journals.finished(late.task_id)])
     await one.refill()
     assert not one.needs(model.key)
+
+
+async def test_of_a_stream_the_youngest_give_way(book: journal.Journal, carrying: models.Catalogue) -> None:
+    """What came later in a stream never runs before what gave way, though its priority is higher."""
+    first = await journals.accept(book, model="counter", priority=1)
+    second = await journals.accept(book, model="counter", priority=9)
+    one = behind(book, carrying, await book.counts())
+    await one.refill()
+    others = [await journals.accept(book, priority=5) for _ in range(SMALL - 1)]
+    one.offer(others)
+    ran = drained(one)
+    assert first.task_id in ran
+    assert second.task_id not in ran
+    assert one.wants_more
+
+
+async def test_the_window_knows_that_more_waits_whatever_ends_while_it_looks(
+    book: journal.Journal, carrying: models.Catalogue
+) -> None:
+    """Where streams wait the queue is read twice, and tasks may end in between: no other is forgotten."""
+    streams = [await journals.accept(book, model="counter", device=str(number)) for number in range(SMALL)]
+    waiting = [await journals.accept(book) for _ in range(2 * SMALL)]
+
+    async def end() -> None:
+        ids = [task.task_id for task in streams]
+        for task_id in await book.finish([journals.finished(task_id) for task_id in ids]):
+            one.ended(task_id)
+
+    one = behind(Between(book, end), carrying, await book.counts())
+    ran: list[bytes] = []
+    while one.wants_more:
+        await one.refill()
+        ran += drained(one)
+    assert set(ran) == {task.task_id for task in waiting}
+
+
+@pytest.mark.parametrize("change", ["lease", "version"])
+async def test_what_is_offered_anew_keeps_its_place_in_a_full_window(
+    book: journal.Journal, catalogue: models.Catalogue, tmp_path: Path, change: str
+) -> None:
+    """The window holds a task more than fit, for one was tried again: none of them is forgotten."""
+    one = behind(book, catalogue, await book.counts())
+    waiting = [await journals.accept(book) for _ in range(SMALL + 1)]
+    one.offer(waiting[:1])
+    drained(one)
+    one.offer(waiting[1:])
+    one.retry(waiting[0].again())
+    if change == "lease":
+        one.renew(waiting[2], msgspec.structs.replace(waiting[2], hub_attempt=2))
+    else:
+        newer = packages.write_classifier(tmp_path / "newer", name="surface", version="2.0.0")
+        catalogue.add(models.load(newer))
+        one.reroute("surface")
+    assert set(drained(one)) == {task.task_id for task in waiting}
