@@ -39,6 +39,10 @@ def options(name: str, what: str, argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"write the figures there, under {name!r}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: a look whether it works")
     given = parser.parse_args(argv)
+    try:
+        _known(given.json)
+    except (OSError, ValueError) as wrong:  # now, rather than when all is measured
+        parser.error(f"--json {given.json} is there and holds no figures: {wrong}")
     return Options(given.quick, given.json)
 
 
@@ -60,8 +64,15 @@ def save(path: Path | None, name: str, figures: Figures) -> None:
     """Put the figures into the JSON file at `path` under `name`, beside what other benchmarks put there."""
     if path is None:
         return
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**known, name: dict(figures)}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**_known(path), name: dict(figures)}, indent=2) + "\n", encoding="utf-8")
+
+
+def _known(path: Path | None) -> dict[str, Any]:
+    """What other benchmarks put there; nothing where there is no file."""
+    known: dict[str, Any] = {}
+    if path is not None and path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+    return known
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], remarks: Iterable[str]) -> None:
