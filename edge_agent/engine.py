@@ -7,10 +7,11 @@ alone: its neighbours in the batch get their predictions.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from edge_agent import (
@@ -94,16 +95,16 @@ class Engine:
         """These stay in memory from when they are there, whoever else needs room; no others do any longer."""
         self.models.keep(keys)
 
-    @contextlib.contextmanager
-    def held(self, model: models.Model) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def held(self, model: models.Model) -> AsyncIterator[None]:
         """While this goes on, a model that is in memory stays there."""
-        one = self.models.get(model.key)
+        one = self.models.get(model.key) if self.limits else None
         borrowed = one is not None and one.borrow()
         try:
             yield
         finally:
             if one is not None and borrowed:
-                one.give_back()
+                await asyncio.to_thread(one.give_back)  # whoever is the last may have to close it
 
     def retire(self, key: models.Key) -> None:
         """Serve it to nobody who comes now; tasks that came before still run on it."""

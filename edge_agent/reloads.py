@@ -41,7 +41,7 @@ class Reloads:
     def away(self, model: models.Model) -> bool:
         """Whether to wait for the model; from now on it is on its way."""
         key = model.key
-        if not self._engine.models.is_away(key):
+        if not self._engine.models.is_away(key) and not self._engine.models.is_to_go(key):
             return False
         now = time.monotonic()
         if self._given_up.get(key, 0.0) > now:
@@ -67,7 +67,7 @@ class Reloads:
     async def _bring(self, key: models.Key) -> None:
         began = time.monotonic()
         try:
-            await asyncio.to_thread(self._engine.models.wake, key)
+            is_back = await asyncio.to_thread(self._engine.models.wake, key)
         except room.NoRoom:
             self._on_back()  # it may have waited for too long
             return
@@ -75,8 +75,9 @@ class Reloads:
             log.error("%s cannot be loaded again: %s", key, error)
             self._give_up(key)
         else:
-            log.info("%s is back in memory after %.1f s", key, time.monotonic() - began)
-            self._wanted.pop(key, None)
+            if is_back:
+                log.info("%s is back in memory after %.1f s", key, time.monotonic() - began)
+            self._wanted.pop(key, None)  # what is to leave memory is asked for again, unless it need not
         self._on_back()
 
     def _give_up(self, key: models.Key) -> None:

@@ -17,6 +17,12 @@ from edge_agent import models, postprocess, room, runtime, served
 
 TURN_S: Final = 1.0
 """How long to wait for whoever loads the same model already."""
+ASKED_S: Final = 0.5
+"""How long those in use stand back for one that needs their room, unless it asks again."""
+PATIENCE_S: Final = 5.0
+"""How long a model that comes anew waits for those that are to make room: they run, or have just come."""
+LOOK_S: Final = 0.02
+"""Between two looks meanwhile."""
 
 
 class NotLoaded(LookupError):
@@ -45,6 +51,8 @@ class Residents:
         self._coming: dict[models.Key, int] = {}
         """Bytes of those that are being loaded."""
         self._kept: frozenset[models.Key] = frozenset()
+        self._asked: dict[models.Key, float] = {}
+        """Those in use that are in the way of another one; until when, monotonic seconds."""
         self.unloads = 0
         """How often a model made room."""
         self.reloads = 0
@@ -61,7 +69,7 @@ class Residents:
 
         Raises NoRoom, TooLarge and what opening and warming up raises; then nothing has changed.
         """
-        with self._loading[model.key], self._room_for(model):
+        with self._loading[model.key], self._room_for(model, PATIENCE_S):
             one = self._opened(model, order)
             with self._changing:
                 before = self._served.get(model.key)
@@ -96,8 +104,8 @@ class Residents:
                 self.wake(model.key)
             # Else it was replaced between the lines: its successor is there already.
 
-    def wake(self, key: models.Key) -> None:
-        """Load a model again that made room; nothing happens where it is in memory, or not served.
+    def wake(self, key: models.Key) -> bool:
+        """Load a model again that made room; False where it is in memory, or not served.
 
         Blocks for as long as that takes. Raises NoRoom, also where another thread loads it and takes long,
         and what opening and warming up raises.
@@ -107,10 +115,11 @@ class Residents:
         try:
             one = self._served.get(key)
             if one is None or one.awake:
-                return
+                return False
             with self._room_for(one.model):
                 one.wake(self._opener)
             self.reloads += 1
+            return True
         finally:
             self._loading[key].release()
 
@@ -118,6 +127,10 @@ class Residents:
         """Whether it is served, and not in memory."""
         one = self._served.get(key)
         return one is not None and not one.awake
+
+    def is_to_go(self, key: models.Key) -> bool:
+        """Whether it is to leave memory as soon as nothing runs on it: another one needs the room."""
+        return self._asked.get(key, 0.0) > time.monotonic()
 
     def keep(self, keys: Collection[models.Key]) -> None:
         """These do not make room, and no others stay for having been named before."""
@@ -144,14 +157,22 @@ class Residents:
         return one
 
     @contextlib.contextmanager
-    def _room_for(self, model: models.Model) -> Iterator[None]:
+    def _room_for(self, model: models.Model, patience_s: float = 0.0) -> Iterator[None]:
         """Have others make room, and keep it while the model is loaded."""
         if not self._limits or not room.gives_way(model):
             yield
             return
         weight = room.weigh(model)
-        while not self._made_room(model, weight):
-            pass  # one of those that should go was taken into use: others are asked
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                if self._made_room(model, weight):
+                    break
+                # Else one of those that should go was taken into use: others are asked.
+            except room.NoRoom:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(LOOK_S)
         try:
             yield
         finally:
@@ -161,12 +182,28 @@ class Residents:
     def _made_room(self, model: models.Model, weight: int) -> bool:
         with self._changing:
             now = time.monotonic()
-            for key in room.make(self._tenants(model.key), model, weight, self._limits, now):
+            tenants = self._tenants(model.key)
+            try:
+                going = room.make(tenants, model, weight, self._limits, now)
+            except room.NoRoom:
+                self._ask(tenants, model, weight, now)
+                raise
+            for key in going:
                 if not self._served[key].sleep():
                     return False
                 self.unloads += 1
+            self._asked.clear()
             self._coming[model.key] = weight
             return True
+
+    def _ask(self, tenants: Sequence[room.Tenant], model: models.Model, weight: int, now: float) -> None:
+        """Have nothing more run on those that would make room if they were not in use: where work never ends,
+        nobody else would have a turn."""
+        staying = self._kept | self._coming.keys()
+        free = [one._replace(fixed=one.key in staying) for one in tenants]
+        with contextlib.suppress(room.NoRoom):
+            for key in room.make(free, model, weight, self._limits, now):
+                self._asked[key] = now + ASKED_S
 
     def _tenants(self, but: models.Key) -> list[room.Tenant]:
         there = [

@@ -187,10 +187,11 @@ class Runner:
     async def _run(self, turn: window.Turn) -> Coroutine[Any, Any, None]:
         """Run what a turn brings; then what came of it is to be awaited."""
         self._out.taken(len(turn.tasks))
-        members = await self._members(turn)
-        if len(members) == 1 and slices.needed(turn.model, members[0].task):
-            return self._judge_slices(await self._run_slices(turn.model, members[0]))
-        made, run = await self._run_batch(turn.model, members)
+        async with self._engine.held(turn.model):  # its turn has come: it is no more the one to make room
+            members = await self._members(turn)
+            if len(members) == 1 and slices.needed(turn.model, members[0].task):
+                return self._judge_slices(await self._run_slices(turn.model, members[0]))
+            made, run = await self._run_batch(turn.model, members)
         return self._judge_batch(turn.model, members, made, run)
 
     async def _next_turn(self) -> window.Turn:
@@ -285,7 +286,7 @@ class Runner:
         )
         self._long += 1
         try:
-            with self._marked([member.task.task_id]), self._engine.held(model):
+            with self._marked([member.task.task_id]):
                 end = await one.run(member.work)
             if self._stays(end) and not await one.commit():
                 return end._replace(stop=slices.Stop.GONE)
@@ -371,11 +372,10 @@ class Runner:
                 await self._out.put(verdicts.completed(task, result, run, self._site))
 
     def _stays(self, end: slices.End) -> bool:
-        """Whether a task that stopped goes on here, later: a device's, unless its end has come."""
-        return end.task.origin is records.Origin.DEVICE and end.stop in (
-            slices.Stop.LEAVE,
-            slices.Stop.FAILED,
-        )
+        """Whether a task that stopped goes on here, later: one that made room, or a device's, unless its end
+        has come."""
+        own = end.task.origin is records.Origin.DEVICE
+        return end.stop is slices.Stop.ROOM or (own and end.stop in (slices.Stop.LEAVE, slices.Stop.FAILED))
 
     async def _judge_slices(self, end: slices.End) -> None:
         """End a task that ran slice by slice, or have it go on from its checkpoint."""
@@ -394,7 +394,10 @@ class Runner:
             case slices.Stop.LEAVE if self._stays(end):
                 self._out.left()
             case slices.Stop.FAILED if self._stays(end):
-                self._again(task.again())
+                self._again((self._window.get(task.task_id) or task).again())  # it may be leased anew
+                self._out.left()
+            case slices.Stop.ROOM:
+                self._again(self._window.get(task.task_id) or task)
                 self._out.left()
             case slices.Stop.FAILED:
                 await self._out.put(verdicts.failed(task, end.error, end.run.run_us, rows))

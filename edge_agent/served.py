@@ -91,7 +91,7 @@ class Served:
         """What it took to open it and to warm it up."""
         self.loaded_at = self.used_at = time.monotonic()
         self.needed = False
-        """Whether anything ran on it since it was loaded."""
+        """Whether anything ran on it since it was loaded, or waits to."""
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
@@ -149,13 +149,13 @@ class Served:
         except BaseException:
             opened.close()
             raise
-        self.loaded(time.monotonic() - began)
+        self.loaded(time.monotonic() - began, needed=True)
 
-    def loaded(self, load_s: float) -> None:
-        """It is in memory, and that took so many seconds."""
+    def loaded(self, load_s: float, *, needed: bool = False) -> None:
+        """It is in memory, and that took so many seconds; `needed` where somebody waits for it."""
         with self._lock:
             self.awake = True
-            self.needed = False
+            self.needed = needed
             self.load_s = load_s
             self.loaded_at = self.used_at = time.monotonic()
 

@@ -45,6 +45,8 @@ class Stop(enum.Enum):
     """Its deadline passed."""
     FAILED = enum.auto()
     """It took too long, or the model failed on an item; another attempt may do better."""
+    ROOM = enum.auto()
+    """Another model needs the memory of this one."""
     GONE = enum.auto()
     """It is not in the journal any more: the hub's result came first."""
 
@@ -153,6 +155,8 @@ class Slices:
             if self._task.items_left:
                 if self._due and not await self.commit():
                     return self._end(Stop.GONE)
+                if self._makes_room:
+                    return self._end(Stop.ROOM)
                 await self._between(self._task)
         return self._end(None)
 
@@ -175,6 +179,11 @@ class Slices:
     def _late(self) -> bool:
         timeout_ms = self._task.timeout_ms
         return timeout_ms is not None and (time.monotonic() - self._started) * 1000 > timeout_ms
+
+    @property
+    def _makes_room(self) -> bool:
+        """Whether it is to stop for another model; not at once: that costs a commit, and loading it anew."""
+        return time.monotonic() >= self._started + COMMIT_S and self._engine.models.is_to_go(self._model.key)
 
     @property
     def _due(self) -> bool:

@@ -97,14 +97,15 @@ def test_bytes_are_bounded_by_what_manifests_say(tmp_path: Path) -> None:
     machine.close()
 
 
-def test_neither_what_runs_nor_what_is_kept_makes_room(tmp_path: Path) -> None:
+async def test_neither_what_runs_nor_what_is_kept_makes_room(tmp_path: Path) -> None:
     """Then who needs room is told to come again; and has it when that is over."""
     machine = engine.Engine(models.Catalogue(), limits=room.Limits(max_models=1))
     a, b = packages_of(tmp_path, "a", "b")
     machine.load(b)
     machine.load(a)
-    with machine.held(a), pytest.raises(room.NoRoom):
-        machine.models.wake(b.key)
+    async with machine.held(a):
+        with pytest.raises(room.NoRoom):
+            machine.models.wake(b.key)
     machine.keep([a.key])
     with pytest.raises(room.NoRoom):
         machine.models.wake(b.key)
