@@ -39,7 +39,7 @@ MANY_TASKS: Final = 400
 """When so many tasks wait a second group is committed beside the first: PostgreSQL works on one while the
 other is made ready."""
 FEW_TASKS: Final = 16
-GATHER_S: Final = 0.003
+GATHER_S: Final = 0.0015
 """When, after a commit, some wait already but fewer than those, more are about to come: waiting so long for
 them saves every other commit. A lone client never waits."""
 MAX_GROUP_TASKS: Final = 2_000
