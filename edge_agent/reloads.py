@@ -46,12 +46,9 @@ class Reloads:
         now = time.monotonic()
         if self._given_up.get(key, 0.0) > now:
             return False
-        if now - self._wanted.setdefault(key, now) > self._patience_s:
-            log.error("%s is not back in memory after %g s: its tasks fail", key, self._patience_s)
-            self._give_up(key)
-            return False
+        self._wanted.setdefault(key, now)
         self._news.set()
-        return True
+        return not self._is_late(key)
 
     async def run(self) -> None:
         """Bring back what is wanted until cancelled: who waits for longest first."""
@@ -69,8 +66,7 @@ class Reloads:
         try:
             is_back = await asyncio.to_thread(self._engine.models.wake, key)
         except room.NoRoom:
-            self._on_back()  # it may have waited for too long
-            return
+            self._is_late(key)  # whoever waited for it may have gone
         except Exception as error:  # noqa: BLE001 - whatever a graph does, the other models must serve
             log.error("%s cannot be loaded again: %s", key, error)
             self._give_up(key)
@@ -79,6 +75,15 @@ class Reloads:
                 log.info("%s is back in memory after %.1f s", key, time.monotonic() - began)
             self._wanted.pop(key, None)  # what is to leave memory is asked for again, unless it need not
         self._on_back()
+
+    def _is_late(self, key: models.Key) -> bool:
+        """Whether it was waited for in vain; then it is given up."""
+        since = self._wanted.get(key)
+        if since is None or time.monotonic() - since <= self._patience_s:
+            return False
+        log.error("%s is not back in memory after %g s: its tasks fail", key, self._patience_s)
+        self._give_up(key)
+        return True
 
     def _give_up(self, key: models.Key) -> None:
         self._wanted.pop(key, None)

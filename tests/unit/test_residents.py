@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,6 +178,32 @@ async def test_the_wait_for_a_model_is_bounded(tmp_path: Path) -> None:
     await asyncio.gather(task, return_exceptions=True)
     impatient = reloads.Reloads(machine, -1.0, back.set)
     assert not impatient.away(a)
+    machine.close()
+
+
+async def test_a_wait_ends_though_nobody_asks_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks that waited may have expired: who asks later is not told that the time is over."""
+    monkeypatch.setattr(reloads, "FAILED_S", 0.0)
+    monkeypatch.setattr(reloads, "AGAIN_S", 0.01)
+    machine = engine.Engine(models.Catalogue(), limits=room.Limits(max_models=1))
+    a, b = packages_of(tmp_path, "a", "b")
+    machine.load(b)
+    machine.load(a)
+    machine.keep([a.key])
+    said = asyncio.Event()
+    returning = reloads.Reloads(machine, 0.1, said.set)
+    task = asyncio.create_task(returning.run())
+    assert returning.away(b)
+    with contextlib.suppress(TimeoutError):
+        while True:  # as long as it is tried
+            said.clear()
+            async with asyncio.timeout(1):
+                await said.wait()
+    assert returning.away(b)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     machine.close()
 
 
