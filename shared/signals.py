@@ -77,6 +77,12 @@ class TrialReport(msgspec.Struct, kw_only=True):
     """Those of them that failed on the new version alone."""
     shadow_dropped: int = 0
     """Jobs that were to be shadowed and were not, since the agent had other work or no room for more."""
+    unrecorded: int = 0
+    """Items that failed on the new version in attempts at the hub's tasks: another may follow, and no result
+    tells of them."""
+    life: int = 0
+    """Of these counts: another number when they have begun again at nothing, as they do at each start of the
+    agent; 0: of one that does not say."""
 
 
 class Telemetry(msgspec.Struct, kw_only=True):

@@ -85,6 +85,8 @@ class Registry:
         self._desired: wanted.Desired | None = None
         self._gone_back: dict[str, str] = {}
         """The rollouts whose new version this agent has left by itself, and why."""
+        self._unkept = asyncio.Event()
+        """The disk has others."""
         self._aims = aims.Aims()
         self._etag: str | None = None
         self._stored: dict[str, plan.Stored] = {}
@@ -127,6 +129,7 @@ class Registry:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ask(), name="registry: ask")
                 group.create_task(self._work(), name="registry: work")
+                group.create_task(self._remember(), name="registry: memory")
         finally:
             self._source.interrupt()
 
@@ -153,18 +156,12 @@ class Registry:
 
     def go_back(self, rollout: str, reason: str) -> None:
         """Serve the old version of a trial again, from this moment on until the hub ends the rollout; after a
-        start as well, when `remember` has come back."""
+        start as well, as soon as the disk has it."""
         self._gone_back[rollout] = reason
+        self._unkept.set()
         self._aim()
         self._changed.set()
         self.on_changed()
-
-    async def remember(self) -> None:
-        """Keep what this agent has gone back from for the next start."""
-        try:
-            await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
-        except OSError as error:
-            log.error("what this agent has gone back from cannot be kept for the next start: %s", error)
 
     def _standing(self, trial: trials.Trial) -> Standing:
         now = self._situation()
@@ -254,13 +251,25 @@ class Registry:
             over = self._gone_back.keys() - {trial.rollout for trial in answer.desired.trials}
             if over:
                 self._gone_back = {key: why for key, why in self._gone_back.items() if key not in over}
-                await self.remember()
+                self._unkept.set()
 
     def _aim(self) -> None:
         """Work towards what the hub wants, but for what this agent has gone back from."""
         if self._desired is not None:
             self._aims = aims.aims(self._desired, self._own, self._gone_back)
             self._engine.prefer(self._aims.preferred)
+
+    async def _remember(self) -> None:
+        """Keep what this agent has gone back from for the next start; a disk that fails is tried again."""
+        while True:
+            await self._unkept.wait()
+            self._unkept.clear()
+            try:
+                await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
+            except OSError as error:
+                log.error("what this agent has gone back from is kept for the next start later: %s", error)
+                self._unkept.set()
+                await asyncio.sleep(DISK_AGAIN_S)
 
     # What is done for it
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from edge_agent import engine, models
+from edge_agent import engine, models, outcomes
+from edge_agent.journal import records
 from edge_agent.registry import registry
 from edge_agent.trials import books, shadow, watch
 from shared import signals
 from shared.rollouts import route, stages, trials
 
 log: Final = logging.getLogger(__name__)
+
+MAX_REASON: Final = 1000
+"""Characters of a reason that the hub is told in each heartbeat: what a graph fails with may be long."""
 
 _tags: Final = msgspec.json.Decoder(dict[str, str])
 
@@ -33,6 +37,8 @@ class _Running:
         self.agreed = 0
         self.failed = 0
         self.dropped = 0
+        self.unrecorded = 0
+        self.life = secrets.randbits(48) | 1
 
     @property
     def trial(self) -> trials.Trial:
@@ -50,11 +56,13 @@ class _Running:
         return signals.TrialReport(
             rollout=self.trial.rollout,
             state=now.state,
-            reason=now.reason,
+            reason=now.reason.replace("\0", "")[:MAX_REASON],
             compared=self.compared,
             agreed=self.agreed,
             shadow_failed=self.failed,
             shadow_dropped=self.dropped,
+            unrecorded=self.unrecorded,
+            life=self.life,
         )
 
 
@@ -76,7 +84,6 @@ class Trials:
         self._on_back = on_back
         self._running: dict[str, _Running] = {}
         """By rollout."""
-        self._went_back = asyncio.Event()
         self._shadows = shadow.Shadows(
             machine, is_quiet=is_quiet, on_compared=self._compared, on_dropped=self._dropped
         )
@@ -113,10 +120,8 @@ class Trials:
         )  # either version can take over at once
 
     async def run(self) -> None:
-        """Run shadows, and keep what was gone back from, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._shadows.run(), name="trials: shadows")
-            group.create_task(self._remember(), name="trials: memory")
+        """Run shadows until cancelled."""
+        await self._shadows.run()
 
     def reports(self) -> list[signals.TrialReport]:
         """What the hub is told."""
@@ -148,11 +153,13 @@ class Trials:
         if not is_new and model.key != one.standing.old:
             return
         one.books.ran([outcome for task in ran for outcome in task.made], run_us, new=is_new)
+        if is_new:
+            one.unrecorded += sum(map(_unrecorded, ran))
         self._look(one)
         if not is_new and one.is_ready and one.trial.mode is stages.Mode.SHADOW:
             for task in ran:
                 goes = self._route(one, task.task.task_id, task.task.runs_in, None)
-                if goes is route.Route.OLD_SHADOWED and task.first == 0:
+                if goes is route.Route.OLD_SHADOWED and task.first == 0 and _is_answer(task):
                     self._shadows.offer(shadow.shadow(one.trial.rollout, one.new, task))
 
     def _compared(self, rollout: str, said: shadow.Compared) -> None:
@@ -187,10 +194,19 @@ class Trials:
             if why is not None:
                 log.error("back from %s to %s: %s", one.new, one.standing.old, why)
                 self._registry.go_back(one.trial.rollout, why)
-                self._went_back.set()
 
-    async def _remember(self) -> None:
-        while True:
-            await self._went_back.wait()
-            self._went_back.clear()
-            await self._registry.remember()
+
+def _unrecorded(ran: watch.Ran) -> int:
+    """How many items failed that no result tells of: a task of the hub's is its to try again or give up."""
+    if ran.task.origin is not records.Origin.HUB:
+        return 0
+    return sum(_kind(one) is outcomes.Failure.INFERENCE_FAILED for one in ran.made)
+
+
+def _is_answer(ran: watch.Ran) -> bool:
+    """Whether this is what came of the items, and not an attempt that another follows."""
+    return all(_kind(one) in (None, outcomes.Failure.INVALID_INPUT) for one in ran.made)
+
+
+def _kind(one: outcomes.Outcome) -> outcomes.Failure | None:
+    return one.kind if isinstance(one, outcomes.ItemFailed) else None

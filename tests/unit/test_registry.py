@@ -12,7 +12,9 @@ import pytest
 from edge_agent import engine, runtime, settings
 from edge_agent import models as catalogues
 from edge_agent.registry import blocks, plan, registry, shelf, source, wanted
+from edge_agent.trials import trials as trying
 from shared import packages, topics
+from shared.rollouts import stages, trials
 from tests import models
 
 AGENT = topics.Agent("lyon", "press-a")
@@ -62,6 +64,54 @@ async def test_a_package_that_kills_the_agent_is_given_up(tmp_path: Path) -> Non
     assert here.stored()[before.wanted.sha256].deaths == 0
     (told,) = one.as_dict()["wanted"]
     assert (told["state"], "died 3 times" in told["reason"]) == ("refused", True)
+    machine.close()
+
+
+def tried() -> wanted.Desired:
+    """What an agent is told in a rollout."""
+    old, new = (trials.Package(model="m", version=v, sha256=v * 64, size=10) for v in "12")
+    one = trials.Trial(rollout="r", model="m", mode=stages.Mode.SERVE, new=new, old=old)
+    return wanted.Desired((wanted.of(new),), (one,))
+
+
+async def test_a_full_disk_does_not_forget_what_was_gone_back_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When there is room again it is written down, so that a later start does not try the version anew."""
+    monkeypatch.setattr(registry, "DISK_AGAIN_S", 0.01)
+    here = shelf.Shelf(tmp_path / "models", packages.LIMITS)
+    here.desire(tried())
+    machine = engine.Engine(catalogues.Catalogue())
+    one = registry.Registry(policy(tmp_path), machine, ())
+    await one.restore()
+    full = tmp_path / "models" / ".gone-back.json.draft"
+    full.mkdir()
+    running = asyncio.create_task(one.run())
+    one.go_back("r", "errors 50%")
+    await asyncio.sleep(0.05)
+    assert here.gone_back() == {}
+    full.rmdir()
+    async with asyncio.timeout(10):
+        while not here.gone_back():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert here.gone_back() == {"r": "errors 50%"}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    machine.close()
+
+
+async def test_a_reason_is_short_and_can_be_kept(tmp_path: Path) -> None:
+    """Every heartbeat has it, and the hub writes it down: what a graph fails with may be long, and bytes."""
+    shelf.Shelf(tmp_path / "models", packages.LIMITS).desire(tried())
+    machine = engine.Engine(catalogues.Catalogue())
+    one = registry.Registry(policy(tmp_path), machine, ())
+    await one.restore()
+    tries = trying.Trials(one, machine, is_quiet=lambda: True, on_back=lambda model: None)
+    one.go_back("r", "\0" + "x" * 5000)
+    tries.changed()
+    (told,) = tries.reports()
+    assert told.reason == "x" * trying.MAX_REASON
+    assert told.life
     machine.close()
 
 

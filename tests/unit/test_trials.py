@@ -6,14 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import engine, models, outcomes, settings, window
 from edge_agent.journal import journal, records
+from edge_agent.registry import registry, shelf, wanted
 from edge_agent.trials import books, shadow, watch
+from edge_agent.trials import trials as trying
 from shared import jobs
+from shared import packages as archives
 from shared.rollouts import gates, stages, trials
 from tests import models as packages
 from tests.unit import journals
@@ -208,6 +212,73 @@ async def test_a_shadow_of_a_version_that_has_gone_is_dropped(machine: Machine) 
     async with asyncio.timeout(10):
         await machine.compared.get()
     assert machine.dropped == 1
+    running.cancel()
+
+
+async def taking_part(machine: Machine, folder: Path, mode: stages.Mode) -> trying.Trials:
+    """An agent that has both versions and was told to try the new one."""
+    old, new = (
+        wanted.Wanted(model="brightness", version=version, sha256=version[0] * 64, size=1)
+        for version in ("1.0.0", "2.0.0")
+    )
+    one = trials.Trial(rollout="r", model="brightness", mode=mode, new=new, old=old, gates=[])
+    told = wanted.Desired((old,), (one,))
+    shelf.Shelf(folder / "state" / "models", archives.LIMITS).desire(told)
+    policy = settings.Settings(
+        site="lyon",
+        name="press-a",
+        state=str(folder / "state"),
+        models=str(folder / "own"),
+        registry=settings.Registry(url="http://127.0.0.1:9", unsigned=True),
+    )
+    fetched = registry.Registry(policy, machine.engine, [old.name, new.name])
+    await fetched.restore()
+    tries = trying.Trials(
+        fetched, machine.engine, is_quiet=lambda: machine.is_quiet, on_back=lambda model: None
+    )
+    tries.changed()
+    return tries
+
+
+def ran(
+    tries: trying.Trials,
+    machine: Machine,
+    version: str,
+    *made: outcomes.Outcome,
+    origin: records.Origin = records.Origin.DEVICE,
+) -> None:
+    """A job has run on that version."""
+    payload = packages.png(250)
+    task = journals.task(payload, model="brightness", content_type=jobs.PNG)
+    task = msgspec.structs.replace(task, origin=origin)
+    one = watch.Ran(task, engine.Work(jobs.PNG, payload, len(made)), 0, made)
+    tries.watching["brightness"](machine.engine.find("brightness", version), [one], 1000)
+
+
+async def test_the_hub_is_told_what_no_result_tells_of(machine: Machine, tmp_path: Path) -> None:
+    """Items of its tasks that failed on the new version, and may be tried again; of a device's task there is
+    a result in the end."""
+    tries = await taking_part(machine, tmp_path, stages.Mode.SERVE)
+    held = outcomes.ItemFailed("not run", outcomes.Failure.NOT_RUN)
+    bad_input = outcomes.ItemFailed("no picture", outcomes.Failure.INVALID_INPUT)
+    ran(tries, machine, "2.0.0", BAD, GOOD, BAD, held, bad_input, origin=records.Origin.HUB)
+    ran(tries, machine, "2.0.0", BAD, BAD, BAD)
+    ran(tries, machine, "1.0.0", BAD, origin=records.Origin.HUB)
+    (told,) = tries.reports()
+    assert told.unrecorded == 2
+
+
+async def test_what_is_to_be_tried_again_is_not_compared(machine: Machine, tmp_path: Path) -> None:
+    """The old version has not answered it yet, and the new one is not to blame for that."""
+    tries = await taking_part(machine, tmp_path, stages.Mode.SHADOW)
+    ran(tries, machine, "1.0.0", BAD)
+    ran(tries, machine, "1.0.0", GOOD)
+    running = asyncio.create_task(tries.run())
+    async with asyncio.timeout(10):
+        while not tries.reports()[0].compared:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    (told,) = tries.reports()
+    assert (told.compared, told.agreed) == (1, 1)
     running.cancel()
 
 
