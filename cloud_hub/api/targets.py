@@ -107,7 +107,8 @@ async def wanted(
     place = topics.Agent(site, name)
     async with pool.statement(hub.database) as connection:
         agent = await agents.find(connection, place)
-        active = await rollouts.active(connection)  # first: one that ends meanwhile has written its target
+        # First: one that ends meanwhile has written its target.
+        active = await rollouts.active(connection, whole=False)
         found = await targets.every(connection)
     told = _telemetry(hub, agent) if agent else None
     if told is None:

@@ -16,7 +16,7 @@ from typing import Final
 
 from cloud_hub import fleet, leader
 from cloud_hub.rollouts import active, policy, standing
-from cloud_hub.store import agents, leadership, pool, rollouts
+from cloud_hub.store import agents, leadership, pool, rollouts, tallies
 from shared import signals
 
 log: Final = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ EVERY_S: Final = 1.0
 """Between two looks, at least."""
 SHARE: Final = 0.1
 """The part of the time that may go into looking: a large fleet is looked at less often."""
+CLEAR_EVERY_S: Final = 60.0
+"""How often counts that nobody needs any more are looked for."""
 
 KINDS: Final = {
     policy.Step.PROMOTE: rollouts.Kind.PROMOTED,
@@ -57,12 +59,16 @@ class Conductor:
 
     async def run(self) -> None:
         """Look and take steps while this hub leads, until cancelled."""
+        clear_at = time.monotonic()
         while True:
             began = time.monotonic()
             took_any = False
             try:
                 if self._leader.leading:
                     took_any = await self.look()
+                    if began >= clear_at:
+                        clear_at = began + CLEAR_EVERY_S
+                        await self.clear()
             except leadership.Deposed as deposed:
                 log.info("no step of a rollout: %s", deposed)
             except pool.UNAVAILABLE as error:
@@ -86,6 +92,12 @@ class Conductor:
         if any(steps):
             await self._active.refresh()
         return any(steps)
+
+    async def clear(self) -> None:
+        """Forget the counts of rollouts that have ended: a large fleet's are many. Raises as `look` does."""
+        async with self._leader.writing() as connection:
+            if gone := await tallies.clear(connection):
+                log.debug("counts of rollouts that have ended: %d rows forgotten", gone)
 
     async def _decide(self, one: standing.Standing) -> bool:
         """Have the policy decide on a rollout, and do so; True if that was a step."""

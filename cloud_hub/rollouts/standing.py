@@ -78,6 +78,19 @@ class _Seen:
     """The targets that count for it, by model."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """The agents that a rollout concerns."""
+
+    seen: Sequence[_Seen]
+    members: Sequence[policy.Agent]
+    """The same."""
+
+    @property
+    def exposed(self) -> list[topics.Agent]:
+        return [member.place for member in self.members if member.exposure is not None]
+
+
 async def read(
     connection: pool.Connection,
     found: Sequence[rollouts.Rollout],
@@ -90,15 +103,28 @@ async def read(
     active = [rollout for rollout in found if rollout.ended_at is None]
     models = {rollout.plan.model for rollout in active}
     fleet = await _fleet(connection, models, heard, silent_after_s) if active else []
-    counted = {rollout.rollout_id: await tallies.sides(connection, rollout) for rollout in active}
+
+    def gather() -> dict[bytes, _Scope]:
+        return {rollout.rollout_id: _scope(rollout, fleet) for rollout in active}
+
+    # Each agent is dealt by each stage: of a large fleet too much for the loop that serves it.
+    scopes = await asyncio.to_thread(gather) if fleet else gather()
+    counted = {
+        rollout.rollout_id: await tallies.sides(connection, rollout, scopes[rollout.rollout_id].exposed)
+        for rollout in active
+    }
 
     def judge() -> list[Standing]:
         return [
-            _standing(rollout, fleet, counted.get(rollout.rollout_id), events.get(rollout.rollout_id, []))
+            _standing(
+                rollout,
+                scopes.get(rollout.rollout_id),
+                counted.get(rollout.rollout_id),
+                events.get(rollout.rollout_id, []),
+            )
             for rollout in found
         ]
 
-    # Each agent is dealt by each stage: of a large fleet too much for the loop that serves it.
     return await asyncio.to_thread(judge) if fleet else judge()
 
 
@@ -114,7 +140,7 @@ async def take(
         by,
         reason,
         evidence=msgspec.json.encode(standing.progress[standing.rollout.stage]),
-        compared=compared(standing.situation.agents) if begins and standing.situation else None,
+        compared=said(standing.situation.agents) if begins and standing.situation else None,
     )
 
 
@@ -144,31 +170,12 @@ async def _fleet(
     return found
 
 
-def _standing(
-    rollout: rollouts.Rollout,
-    fleet: Sequence[_Seen],
-    counted: tallies.Sides | None,
-    events: Sequence[rollouts.Event],
-) -> Standing:
-    """How a rollout stands; `counted` is None if it has ended."""
-    left = {event.stage: decode(event.evidence) for event in events if event.evidence is not None}
-    progress = [left.get(stage, Progress(stage)) for stage in range(len(rollout.plan.stages))]
-    if counted is None:
-        return Standing(rollout, None, progress, {}, events)
+def _scope(rollout: rollouts.Rollout, fleet: Sequence[_Seen]) -> _Scope:
     scope = [
         seen
         for seen in fleet
         if desired.concerns(rollout.plan, seen.chosen.get(rollout.plan.model), seen.labels)
     ]
-    situation = _situation(rollout, scope, counted)
-    for stage in range(rollout.stage, len(progress)):
-        progress[stage] = Progress(stage, agents=_exposed(rollout, scope, stage))
-    progress[rollout.stage] = _now(situation)
-    return Standing(rollout, situation, progress, counted.results, events)
-
-
-def _situation(rollout: rollouts.Rollout, scope: Sequence[_Seen], counted: tallies.Sides) -> policy.Situation:
-    plan = rollout.plan
     members = [
         policy.Agent(
             place=seen.place,
@@ -179,9 +186,35 @@ def _situation(rollout: rollouts.Rollout, scope: Sequence[_Seen], counted: talli
         )
         for seen in scope
     ]
+    return _Scope(scope, members)
+
+
+def _standing(
+    rollout: rollouts.Rollout,
+    scope: _Scope | None,
+    counted: tallies.Sides | None,
+    events: Sequence[rollouts.Event],
+) -> Standing:
+    """How a rollout stands; `scope` and `counted` are None if it has ended."""
+    left = {event.stage: decode(event.evidence) for event in events if event.evidence is not None}
+    progress = [left.get(stage, Progress(stage)) for stage in range(len(rollout.plan.stages))]
+    if scope is None or counted is None:
+        return Standing(rollout, None, progress, {}, events)
+    situation = _situation(rollout, scope, counted)
+    for stage in range(rollout.stage, len(progress)):
+        progress[stage] = Progress(stage, agents=_exposed(rollout, scope.seen, stage))
+    progress[rollout.stage] = _now(situation)
+    return Standing(rollout, situation, progress, counted.results, events)
+
+
+def _situation(rollout: rollouts.Rollout, scope: _Scope, counted: tallies.Sides) -> policy.Situation:
+    plan = rollout.plan
     new = counted.new
-    new.compared, new.agreed = _lately(compared(members), rollout.compared)
-    has_old = any(plan.model in seen.chosen for seen in scope)
+    since = _since(said(scope.members), rollout.compared)
+    new.compared, new.agreed = since.compared, since.agreed
+    new.items += since.unrecorded
+    new.failed += since.unrecorded
+    has_old = any(plan.model in seen.chosen for seen in scope.seen)
     return policy.Situation(
         rollout=policy.Rollout(
             model=plan.model,
@@ -195,31 +228,35 @@ def _situation(rollout: rollouts.Rollout, scope: Sequence[_Seen], counted: talli
             patience_s=plan.patience_s,
             on_fail=plan.on_fail,
         ),
-        agents=members,
+        agents=scope.members,
         new=new,
         old=counted.old if has_old else None,
     )
 
 
-def compared(members: Iterable[policy.Agent]) -> dict[str, tuple[int, int]]:
-    """By agent: how many shadowed jobs it has compared, and on how many both versions agreed."""
-    return {
-        str(member.place): (member.report.compared, member.report.agreed)
+def said(members: Iterable[policy.Agent]) -> dict[str, rollouts.Said]:
+    """By agent: what it has counted itself, if there is anything."""
+    found = {
+        str(member.place): rollouts.Said(
+            member.report.compared, member.report.agreed, member.report.life, member.report.unrecorded
+        )
         for member in members
-        if member.report is not None and member.report.compared
+        if member.report is not None
     }
+    return {agent: its for agent, its in found.items() if its.compared or its.unrecorded}
 
 
-def _lately(now: Mapping[str, tuple[int, int]], before: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
-    """What was compared since, and agreed. An agent that has less than before has begun to count anew."""
-    total = agreed = 0
-    for agent, (its_total, its_agreed) in now.items():
-        its_before = before.get(agent, (0, 0))
-        if its_before[0] > its_total:
-            its_before = (0, 0)
-        total += its_total - its_before[0]
-        agreed += max(0, its_agreed - its_before[1])
-    return total, min(agreed, total)
+def _since(now: Mapping[str, rollouts.Said], before: Mapping[str, rollouts.Said]) -> rollouts.Said:
+    """What agents have counted since. One that lives another life, or has less than before, began anew."""
+    compared = agreed = unrecorded = 0
+    for agent, its in now.items():
+        was = before.get(agent, rollouts.Said())
+        if was.life != its.life or was.compared > its.compared or was.unrecorded > its.unrecorded:
+            was = rollouts.Said()
+        compared += its.compared - was.compared
+        agreed += max(0, its.agreed - was.agreed)
+        unrecorded += its.unrecorded - was.unrecorded
+    return rollouts.Said(compared, min(agreed, compared), unrecorded=unrecorded)
 
 
 def _exposure(rollout: rollouts.Rollout, seen: _Seen, stage: int) -> stages.Exposure | None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import psycopg
@@ -71,6 +71,15 @@ class Moved(Exception):
     """The rollout is no longer in the state and stage that the step was decided on for."""
 
 
+class Said(NamedTuple):
+    """What an agent itself counts of a rollout; as in `signals.TrialReport`."""
+
+    compared: int = 0
+    agreed: int = 0
+    life: int = 0
+    unrecorded: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a rollout is to do."""
@@ -105,8 +114,8 @@ class Rollout:
     ended_at: datetime | None
     reason: str
     """Of the latest step, in words."""
-    compared: Mapping[str, tuple[int, int]]
-    """By agent: how many results it had compared, and how many agreed, when the stage began."""
+    compared: Mapping[str, Said]
+    """By agent, when the stage began."""
 
     @property
     def name(self) -> str:
@@ -182,9 +191,12 @@ async def every(
     return _readable(await (await connection.execute(_SQL["list"], asked)).fetchall())
 
 
-async def active(connection: pool.Connection) -> list[Rollout]:
-    """Those that have not ended, by model: one of each at most."""
-    return _readable(await (await connection.execute(_SQL["active"])).fetchall())
+async def active(connection: pool.Connection, *, whole: bool = True) -> list[Rollout]:
+    """Those that have not ended, by model: one of each at most.
+
+    Not `whole`: without what was `compared`, which in a large fleet is much for who has no use for it.
+    """
+    return _readable(await (await connection.execute(_SQL["active"], {"whole": whole})).fetchall())
 
 
 async def moves(connection: pool.Connection, model: str, selector: str) -> bool:
@@ -226,7 +238,7 @@ async def take(
     reason: str,
     *,
     evidence: bytes | None = None,
-    compared: Mapping[str, tuple[int, int]] | None = None,
+    compared: Mapping[str, Said] | None = None,
 ) -> None:
     """Take a step from where `rollout` stands; completing it writes the target too. Raises Moved.
 
@@ -245,7 +257,7 @@ async def take(
             "ends": after in ENDED,
             "kind": kind.value,
             "by": by.value,
-            "reason": reason,
+            "reason": reason.replace("\0", ""),  # an agent's word may be in it
             "evidence": None if evidence is None else evidence.decode(),
             "compared": None if compared is None else _json(compared),
         },
@@ -324,5 +336,5 @@ def _rollout(row: tuple[Any, ...]) -> Rollout:
         started_at=started_at,
         ended_at=ended_at,
         reason=reason,
-        compared={agent: (found[0], found[1]) for agent, found in compared.items()},
+        compared={agent: Said(*found) for agent, found in compared.items()},
     )

@@ -6,7 +6,7 @@ after the first of its item does not count; nor does one that expired or was can
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -76,12 +76,12 @@ class Sides:
     old: measures.Measures
     """Of the others, in all stages and before, at the agents that have results of the new one in this."""
     results: Mapping[str, int]
-    """Of the new one in all stages, by agent (`site/name`)."""
+    """Of the new one in all stages, by agent (`site/name`), whichever that is."""
 
 
 async def watched(connection: pool.Connection) -> dict[str, Watch]:
     """What is to be counted now, by model."""
-    active = await rollouts.active(connection)
+    active = await rollouts.active(connection, whole=False)
     return {rollout.plan.model: await _watch(connection, rollout) for rollout in active}
 
 
@@ -192,12 +192,19 @@ async def _add(connection: pool.Connection, counted: Counted) -> None:
         await cursor.executemany(_SQL["put"], changes)
 
 
-async def sides(connection: pool.Connection, rollout: rollouts.Rollout) -> Sides:
-    """What the versions of a rollout did, as its stage is judged by it."""
+async def sides(
+    connection: pool.Connection, rollout: rollouts.Rollout, exposed: Sequence[topics.Agent]
+) -> Sides:
+    """What the versions of a rollout did at the agents that are `exposed`, as its stage is judged by it.
+
+    Others may have results of the new version too, by a target of their own or by jobs that name it.
+    """
     asked = {
         "rollout_id": ids.Id(rollout.rollout_id),
         "stage": rollout.stage,
         "version": rollout.plan.version,
+        "sites": arrays.texts(place.site for place in exposed),
+        "names": arrays.texts(place.name for place in exposed),
     }
     found = {True: measures.Measures(), False: measures.Measures()}
     cursor = await connection.execute(_SQL["sides"], asked)
@@ -206,6 +213,12 @@ async def sides(connection: pool.Connection, rollout: rollouts.Rollout) -> Sides
     cursor = await connection.execute(_SQL["results"], asked)
     results = {str(topics.Agent(site, name)): items for site, name, items in await cursor.fetchall()}
     return Sides(found[True], found[False], results)
+
+
+async def clear(connection: pool.Connection) -> int:
+    """Forget what was counted for rollouts that have ended, which is in the evidence of their steps; how many
+    rows that were."""
+    return (await connection.execute(_SQL["clear"])).rowcount
 
 
 def _measures(items: int, failed: int, run_us: list[int] | None, labels: dict[str, int]) -> measures.Measures:

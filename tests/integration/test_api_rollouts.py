@@ -212,6 +212,52 @@ async def test_comparisons_of_a_stage_are_those_made_in_it(hub: Served) -> None:
     assert now["judgements"][0]["value"] == pytest.approx(100 * 5 / 7)
 
 
+async def test_an_agent_that_starts_again_is_judged_by_what_it_compared_since(hub: Served) -> None:
+    """However soon it has compared more than before: the few jobs of a hundred on which both versions differ
+    are not held against the ten that it would seem to have."""
+    await aim(hub, "1")
+    begun = await start(hub, stages=["internal/shadow:50%", "shadow"], gates=["agreement>=95%"])
+    await report(hub, PRESSES[0], begun, compared=100, agreed=100, life=11)
+    await step(hub, begun, "promote")
+    await report(hub, PRESSES[0], begun, compared=111, agreed=108, life=12)
+    now = (await hub.client.get(f"/v1/rollouts/{begun['rollout_id']}")).json()["progress"][1]
+    (agreement,) = now["judgements"]
+    assert (now["new_results"], agreement["verdict"]) == (111, "passed")
+    assert agreement["value"] == pytest.approx(100 * 108 / 111)
+
+
+async def test_failures_that_no_result_tells_of_count(hub: Served) -> None:
+    """A task of the hub's on which the model fails leaves no result: its agent tells. What failed in a stage
+    before is not held against this one."""
+    await aim(hub, "1")
+    begun = await start(hub, stages=["internal", "100%"], gates=["errors<=10%"], min_results=100)
+    await send(hub, PRESSES[0], "2", 18)
+    await report(hub, PRESSES[0], begun, unrecorded=2, life=5)
+    address = f"/v1/rollouts/{begun['rollout_id']}"
+    now = (await hub.client.get(address)).json()["progress"][0]
+    assert (now["new_results"], now["judgements"][0]["value"]) == (20, 10.0)
+    await step(hub, begun, "promote")
+    await report(hub, PRESSES[0], begun, unrecorded=3, life=5)
+    await report(hub, PRESSES[1], begun, unrecorded=1, life=6)
+    assert (await hub.client.get(address)).json()["progress"][1]["new_results"] == 2
+
+
+async def test_results_of_agents_that_are_not_exposed_are_no_evidence(hub: Served) -> None:
+    """One that serves the version already by a target of its own passes no stage for the others."""
+    await aim(hub, "1")
+    await aim(hub, "2", "agent=press-c")
+    begun = await start(hub, gates=["errors<=1%"], min_results=10)
+    for place in PRESSES[:2]:
+        await report(hub, place, begun)
+    await send(hub, PRESSES[2], "2", 30)
+    found = (await hub.client.get(f"/v1/rollouts/{begun['rollout_id']}")).json()
+    assert [one["new_results"] for one in found["progress"]] == [0, 0]
+    assert "0 of 10 results" in found["reason"]
+    await send(hub, PRESSES[0], "2", 3)
+    found = (await hub.client.get(f"/v1/rollouts/{begun['rollout_id']}")).json()
+    assert found["progress"][0]["new_results"] == 3
+
+
 async def test_rollouts_are_listed_by_model_and_state(hub: Served, tmp_path: Path) -> None:
     """The active ones first, then those that ended last."""
     await pushed(hub, package(tmp_path, name="ocr"), name="ocr")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -105,7 +106,8 @@ class Led:
             connections, hot.Hot(None, lambda word: None), name, settings.Leader(), lambda fair: None
         )
         self.active = active.Active(connections)
-        self.conductor = conductor.Conductor(connections, self.lead, fleet.Fleet(10.0), 10.0, self.active)
+        self.fleet = fleet.Fleet(10.0)
+        self.conductor = conductor.Conductor(connections, self.lead, self.fleet, 10.0, self.active)
 
 
 @contextlib.asynccontextmanager
@@ -182,6 +184,39 @@ async def test_an_agent_that_refuses_pauses_what_is_to_be_paused(connections: po
         await work(connections, begun, PRESSES[0], 20)
         assert not await hub.conductor.look()
     assert await steps(connections, begun) == ["started", "paused"]
+
+
+async def test_whatever_an_agent_says_can_be_written_down(connections: pool.Pool) -> None:
+    """A reason with a zero byte, which no text in PostgreSQL may have, ends the rollout and not the hub."""
+    hub = Led(connections)
+    begun = await start(connections)
+    async with connections.connection() as connection:
+        agent_id = await say(connection, PRESSES[0])
+    word = signals.TrialReport(rollout=begun.name, state="refused", reason="bad\0 graph")
+    told = signals.Telemetry(epoch=1, sequence=2, capacity=1, labels={"ring": "internal"}, trials=[word])
+    now = time.monotonic()
+    hub.fleet.join(fleet.Member(agent_id, PRESSES[0], 1, online=True, heard=now, telemetry=told))
+    async with leading(hub):
+        assert await hub.conductor.look()
+    ended = await find(connections, begun.rollout_id)
+    assert ended.state is rollouts.State.ROLLED_BACK
+    assert "(bad graph)" in ended.reason
+
+
+async def test_what_was_counted_for_a_rollout_goes_with_it(connections: pool.Pool) -> None:
+    """Its steps keep the evidence; what is counted for one that goes on stays."""
+    hub = Led(connections)
+    begun = await start(connections)
+    rows = b"SELECT count(*) FROM rollout_tallies"
+    await work(connections, begun, PRESSES[0])
+    async with leading(hub):
+        await hub.conductor.clear()
+        async with connections.connection() as connection:
+            assert await stores.scalar(connection, rows) == 1
+            await rollouts.take(connection, begun, rollouts.Kind.ROLLED_BACK, rollouts.By.OPERATOR, "no")
+        await hub.conductor.clear()
+    async with connections.connection() as connection:
+        assert await stores.scalar(connection, rows) == 0
 
 
 async def test_a_stage_that_takes_too_long_is_paused(connections: pool.Pool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 from cloud_hub.rollouts import policy
 from cloud_hub.store import apply, blobs, ids, models, pool, rollouts, tallies, targets
-from shared import tasks
+from shared import tasks, topics
 from shared.rollouts import gates, measures, stages
 from tests.integration import stores
+
+EXPOSED = [topics.Agent("lyon", name) for name in ("one", "two")]
 
 
 @pytest.fixture
@@ -126,10 +129,10 @@ async def test_completing_moves_the_target_in_the_same_transaction(connections: 
             rollouts.Kind.PROMOTED,
             rollouts.By.POLICY,
             "well",
-            compared={"lyon/one": (3, 2)},
+            compared={"lyon/one": rollouts.Said(3, 2)},
         )
         found = await standing(connection, found.rollout_id)
-        assert (found.stage, found.compared) == (1, {"lyon/one": (3, 2)})
+        assert (found.stage, found.compared) == (1, {"lyon/one": rollouts.Said(3, 2)})
     async with connections.connection() as connection:
         async with connection.transaction(force_rollback=True):
             await rollouts.take(connection, found, rollouts.Kind.COMPLETED, rollouts.By.POLICY, "done")
@@ -258,7 +261,7 @@ async def test_an_agent_that_begins_anew_keeps_what_it_counted(connections: pool
         for epoch in (1, 2):
             agent_id = await stores.agent(connection, epoch=epoch)
             await apply.results(connection, agent_id, rows(2, "2"), watched)
-        sides = await tallies.sides(connection, found)
+        sides = await tallies.sides(connection, found, EXPOSED)
         assert (sides.new.items, sides.results) == (4, {"lyon/one": 4})
 
 
@@ -312,13 +315,43 @@ async def test_both_sides_are_of_the_same_agents(connections: pool.Pool) -> None
         await send(one, rows(2, "1"))
         await rollouts.take(connection, found, rollouts.Kind.PROMOTED, rollouts.By.POLICY, "well")
         found = await standing(connection, found.rollout_id)
-        empty = await tallies.sides(connection, found)
+        empty = await tallies.sides(connection, found, EXPOSED)
         assert (empty.new.items, empty.old.items, empty.results) == (0, 0, {"lyon/two": 7})
         await send(one, rows(3, "2", label=None))
         await send(one, rows(1, "2", outcome="failed"))
         await send(two, rows(9, "1"))
-        sides = await tallies.sides(connection, found)
+        sides = await tallies.sides(connection, found, EXPOSED)
     assert (sides.new.items, sides.new.failed, sides.new.labels) == (4, 1, {measures.UNLABELLED: 3})
     assert (sides.old.items, sides.old.labels) == (7, {"early": 5, "good": 2})
     assert sides.old.run_us[measures.bucket(4000)] == 5
     assert sides.results == {"lyon/one": 4, "lyon/two": 7}
+
+
+async def test_only_agents_that_are_exposed_are_judged_by(connections: pool.Pool) -> None:
+    """Another may serve the new version by a target of its own, and have what it did counted beside."""
+    async with connections.connection() as connection:
+        await targets.put(connection, "faces", "", "1")
+        found = await started(connection)
+        for name in ("one", "two"):
+            agent_id = await stores.agent(connection, name)
+            watched = await tallies.watched(connection)
+            await apply.results(connection, agent_id, rows(4, "1"), watched)
+            await apply.results(connection, agent_id, rows(3, "2", label="other"), watched)
+        one = await tallies.sides(connection, found, EXPOSED[:1])
+        none = await tallies.sides(connection, found, [])
+    assert (one.new.items, one.new.labels, one.old.items) == (3, {"other": 3}, 4)
+    assert (none.new.items, none.old.items, none.results) == (0, 0, one.results)
+
+
+async def test_what_was_compared_is_there_for_who_asks_for_it(connections: pool.Pool) -> None:
+    """In a large fleet it is much, and those who ask every second have no use for it."""
+    async with connections.connection() as connection:
+        found = await started(connection)
+        seen = {"lyon/one": rollouts.Said(7, 6, 5, 1)}
+        await rollouts.take(
+            connection, found, rollouts.Kind.PROMOTED, rollouts.By.POLICY, "well", compared=seen
+        )
+        (whole,) = await rollouts.active(connection)
+        (rest,) = await rollouts.active(connection, whole=False)
+        assert (whole.compared, rest.compared) == (seen, {})
+        assert rest == dataclasses.replace(whole, compared={})

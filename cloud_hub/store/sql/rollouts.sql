@@ -23,10 +23,10 @@ ORDER BY ended_at DESC NULLS FIRST, rollout_id DESC
 LIMIT %(limit)s;
 
 -- name: active
--- Asked for again and again: read off the index that holds no others.
+-- Asked for again and again: read off the index that holds no others, and what is large only if it is wanted.
 SELECT
     rollout_id, model, version, selector, stages, gates, min_results, soak_s, patience_s, on_fail, state, stage,
-    stage_since, started_at, ended_at, reason, compared
+    stage_since, started_at, ended_at, reason, CASE WHEN %(whole)s THEN compared ELSE '{}' END
 FROM rollouts
 WHERE ended_at IS NULL
 ORDER BY model;

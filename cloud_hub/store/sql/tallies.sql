@@ -19,12 +19,14 @@ SET items = %(items)s, failed = %(failed)s, run_us = %(run_us)s::bigint[], label
 WHERE rollout_id = %(rollout_id)s AND stage = %(stage)s AND agent_id = %(agent_id)s AND version = %(version)s;
 
 -- name: sides
--- What the new version did in a stage, and the others at the same agents in all stages and before. By place:
--- an agent that began anew goes on with what it had. Added up here: of a large fleet that is much to send.
+-- At some agents, what the new version did in a stage, and the others at those of them in all stages and
+-- before. By place: an agent that began anew goes on with what it had. Added up here: of a large fleet that is
+-- much to send.
 WITH counted AS MATERIALIZED (
     SELECT t.version = %(version)s AS is_new, t.stage, a.site, a.name, t.items, t.failed, t.run_us, t.labels
     FROM rollout_tallies t JOIN agents a USING (agent_id)
     WHERE t.rollout_id = %(rollout_id)s AND (t.version <> %(version)s OR t.stage = %(stage)s)
+        AND (a.site, a.name) IN (SELECT * FROM unnest(%(sites)s::text[], %(names)s::text[]))
 ),
 sides AS MATERIALIZED (
     SELECT * FROM counted
@@ -53,6 +55,10 @@ SELECT a.site, a.name, sum(t.items)::bigint
 FROM rollout_tallies t JOIN agents a USING (agent_id)
 WHERE t.rollout_id = %(rollout_id)s AND t.version = %(version)s
 GROUP BY a.site, a.name;
+
+-- name: clear
+DELETE FROM rollout_tallies t USING rollouts r
+WHERE r.rollout_id = t.rollout_id AND r.ended_at IS NOT NULL;
 
 -- name: before
 -- The newest results of some versions, looked for among the newest of all.
