@@ -19,24 +19,15 @@ its capacity, and gives back its worst to make room for better ones.
 
 from __future__ import annotations
 
-import heapq
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-import msgspec
+from edge_agent import batch_size, models, waiting
 
-from edge_agent import batch_size, models
-
-_SWEEP: Final = 64
-"""Entries that have left are swept out of a heap when they are more than those that have not, and this."""
-
-Order = tuple[float, float, int]
+Waiting = waiting.Waiting
 
 Sizing = Callable[[models.Model], batch_size.Policy]
 """What is known of a model's batches now."""
-
 
 Away = Callable[[models.Model], bool]
 """Whether a model cannot run now, for it is out of memory; whoever is asked has it brought back."""
@@ -45,41 +36,6 @@ Away = Callable[[models.Model], bool]
 def whole(model: models.Model) -> batch_size.Policy:
     """Batches as large and as patient as the manifest lets them be."""
     return batch_size.Whole(model.max_batch)
-
-
-class Waiting(msgspec.Struct, frozen=True, gc=False):
-    """A task that waits for its turn."""
-
-    task_id: bytes
-    seq: int
-    """Its number in the journal: older is smaller."""
-    model: models.Model
-    priority: int
-    queue: str
-    tag: float
-    """Its virtual start tag (see `shared.fairness`)."""
-    items: int
-    not_after: float | None = None
-    """Monotonic seconds at which its answer is of no use any more."""
-    payload_bytes: int = 0
-    alone: bool = False
-    """It goes on from a checkpoint: not in a batch with others."""
-    stream: str | None = None
-    """It runs after the tasks of that stream, on the same model, which came before it."""
-
-    @property
-    def key(self) -> models.Key:
-        return self.model.key
-
-    @property
-    def long(self) -> bool:
-        """Whether it takes more than one batch, or goes on after one."""
-        return self.alone or self.items > self.model.max_batch
-
-    @property
-    def order(self) -> Order:
-        """What is smaller goes first."""
-        return (-self.priority, self.tag, self.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +62,13 @@ class Batcher:
         self._capacity = capacity
         self._sizing = sizing
         self._away = away
-        self._entries: dict[bytes, _Entry] = {}
-        self._groups: dict[models.Key, _Group] = {}
+        self._entries: dict[bytes, waiting.Entry] = {}
+        self._groups: dict[models.Key, waiting.Group] = {}
         """Of each model the tasks that may go: all but those that wait for others of their stream."""
-        self._lines: dict[tuple[models.Key, str], _Line] = {}
+        self._lines: dict[tuple[models.Key, str], waiting.Line] = {}
         """Streams of which tasks wait, or run."""
-        self._worst = _Heap()
-        self._deadlines = _Heap()
+        self._worst = waiting.Heap()
+        self._deadlines = waiting.Heap()
         self._expired: list[Waiting] = []
         self._bytes = 0
 
@@ -151,7 +107,7 @@ class Batcher:
         ready_at = now + task.model.manifest.batching.max_delay_ms / 1000
         if task.not_after is not None and task.not_after <= ready_at:
             ready_at = now
-        entry = _Entry(task, ready_at)
+        entry = waiting.Entry(task, ready_at)
         if task.stream is None:
             self._show(entry)
         else:
@@ -249,20 +205,20 @@ class Batcher:
         last = self.worst()
         return None if last is None else self._remove(last.task_id)
 
-    def _best(self) -> _Group | None:
+    def _best(self) -> waiting.Group | None:
         """The tasks of the model whose turn it is: one step for each model that waits, not for each task."""
         return min(self._here(), key=lambda group: group.best.first().order, default=None)
 
-    def _here(self) -> Collection[_Group]:
+    def _here(self) -> Collection[waiting.Group]:
         """Those that can run: all, unless memory is short."""
         if self._away is None:
             return self._groups.values()
         return [group for group in self._groups.values() if not self._away(group.model)]
 
-    def _is_full(self, group: _Group) -> bool:
+    def _is_full(self, group: waiting.Group) -> bool:
         return group.items >= self._sizing(group.model).size
 
-    def _is_ready(self, group: _Group, now: float) -> bool:
+    def _is_ready(self, group: waiting.Group, now: float) -> bool:
         delay_s = group.ready.first().ready_at - now
         return (
             len(self._groups) > 1
@@ -297,19 +253,19 @@ class Batcher:
 
     # What may go
 
-    def _show(self, entry: _Entry) -> None:
+    def _show(self, entry: waiting.Entry) -> None:
         """Nothing keeps this task from having its turn."""
         task = entry.task
         group = self._groups.get(task.key)
         if group is None:
-            group = self._groups[task.key] = _Group(task.model)
+            group = self._groups[task.key] = waiting.Group(task.model)
         entry.shown = True
         group.best.push(entry.order, entry)
         group.ready.push((entry.ready_at, 0.0, task.seq), entry)
         group.tasks += 1
         group.items += task.items
 
-    def _hide(self, entry: _Entry) -> None:
+    def _hide(self, entry: waiting.Entry) -> None:
         """A task has left those that may go; it is `gone`."""
         task = entry.task
         group = self._groups[task.key]
@@ -321,11 +277,11 @@ class Batcher:
             group.best.left()
             group.ready.left()
 
-    def _line_up(self, entry: _Entry, place: tuple[models.Key, str]) -> None:
+    def _line_up(self, entry: waiting.Entry, place: tuple[models.Key, str]) -> None:
         """A task waits in its stream, and has its turn no earlier than those before it."""
         line = self._lines.get(place)
         if line is None:
-            line = self._lines[place] = _Line()
+            line = self._lines[place] = waiting.Line()
         if entry.task.seq > line.last[2]:
             line.last = (*max(line.last[:2], entry.order[:2]), entry.task.seq)
             entry.order = line.last
@@ -334,11 +290,11 @@ class Batcher:
             self._stand_back(line)
         self._advance(place, line)
 
-    def _stand_back(self, line: _Line) -> None:
+    def _stand_back(self, line: waiting.Line) -> None:
         """Somebody came before the task that was first in its line: another entry waits in its place."""
         before = line.head
         assert before is not None
-        now = _Entry(before.task, before.ready_at)
+        now = waiting.Entry(before.task, before.ready_at)
         now.order = before.order
         before.gone = True
         self._hide(before)
@@ -353,7 +309,7 @@ class Batcher:
             self._deadlines.push((now.task.not_after, 0.0, seq), now)
         self._entries[now.task.task_id] = now
 
-    def _advance(self, place: tuple[models.Key, str], line: _Line) -> None:
+    def _advance(self, place: tuple[models.Key, str], line: waiting.Line) -> None:
         """Let the first task of a line have its turn, unless one before it runs."""
         first = line.waiting.first_or_none()
         line.head = None if line.running else first
@@ -374,87 +330,3 @@ class Batcher:
                 found.append(self._remove(entry.task.task_id, runs=True))
                 room -= entry.task.items
         return found
-
-
-class _Entry:
-    """A waiting task, as the heaps hold it."""
-
-    __slots__ = ("gone", "order", "ready_at", "shown", "task")
-
-    def __init__(self, task: Waiting, ready_at: float) -> None:
-        self.task = task
-        self.order = task.order
-        """What is smaller goes first; of a stream's task no smaller than of those before it."""
-        self.ready_at = ready_at
-        """When it has waited long enough for company."""
-        self.shown = False
-        """Whether it stands among those that may go."""
-        self.gone = False
-
-
-class _Line:
-    """The tasks of one stream, by their age."""
-
-    __slots__ = ("head", "last", "running", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting = _Heap()
-        self.head: _Entry | None = None
-        """The first of them, while it may go."""
-        self.running = 0
-        """Those that were taken, and have not settled."""
-        self.last: Order = (-math.inf, -math.inf, -1)
-        """The order of the youngest that was ever in it."""
-
-
-class _Group:
-    """The waiting tasks of one model."""
-
-    __slots__ = ("best", "items", "model", "ready", "tasks")
-
-    def __init__(self, model: models.Model) -> None:
-        self.model = model
-        self.best = _Heap()
-        self.ready = _Heap()
-        self.tasks = 0
-        self.items = 0
-
-
-class _Heap:
-    """Entries by key, the smallest first. One that has gone is dropped when it comes up, or swept out."""
-
-    __slots__ = ("_gone", "_heap", "_pushed")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[Order, int, _Entry]] = []
-        self._pushed = 0
-        self._gone = 0
-
-    def push(self, key: Order, entry: _Entry) -> None:
-        self._pushed += 1  # of equal keys the first; entries themselves have no order
-        heapq.heappush(self._heap, (key, self._pushed, entry))
-
-    def first_or_none(self) -> _Entry | None:
-        heap = self._heap
-        while heap:
-            entry = heap[0][2]
-            if not entry.gone:
-                return entry
-            heapq.heappop(heap)
-            self._gone -= 1
-        return None
-
-    def first(self) -> _Entry:
-        """The smallest; there must be one."""
-        entry = self.first_or_none()
-        if entry is None:
-            raise IndexError("the heap is empty")
-        return entry
-
-    def left(self) -> None:
-        """One of the entries is gone."""
-        self._gone += 1
-        if self._gone > _SWEEP and self._gone * 2 > len(self._heap):
-            self._heap = [item for item in self._heap if not item[2].gone]
-            heapq.heapify(self._heap)
-            self._gone = 0
