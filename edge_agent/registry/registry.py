@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edge_agent import engine, loading, models, runtime, settings
-from edge_agent.registry import aims, blocks, plan, shelf, source, wanted
+from edge_agent.registry import aims, blocks, lives, plan, shelf, source, wanted
 from shared import backoff, packages, signatures
 from shared.rollouts import stages, trials
 
@@ -81,6 +81,7 @@ class Registry:
         self._own = frozenset(own)
         limits = packages.Limits(max_bytes=self._settings.max_package_bytes)
         self._shelf = shelf.Shelf(Path(policy.state) / "models", limits)
+        self._lives = lives.Lives(self._shelf)
         self._source = source.Source(policy.registry.url, self._settings.ca_file)
         self._desired: wanted.Desired | None = None
         self._gone_back: dict[str, str] = {}
@@ -115,6 +116,7 @@ class Registry:
         """Serve what is on disk already, without the hub."""
         self._desired = await asyncio.to_thread(self._shelf.desired)
         self._gone_back = await asyncio.to_thread(self._shelf.gone_back)
+        await self._mind_deaths()
         self._aim()
         await asyncio.to_thread(self._shelf.tidy, {one.sha256 for one in self._aims.all})
         self._stored = await asyncio.to_thread(self._shelf.stored)
@@ -130,6 +132,10 @@ class Registry:
                 group.create_task(self._ask(), name="registry: ask")
                 group.create_task(self._work(), name="registry: work")
                 group.create_task(self._remember(), name="registry: memory")
+                group.create_task(self._live_on(), name="registry: alive")
+        except asyncio.CancelledError:
+            self._lives.go_on()  # a stop is no death
+            raise
         finally:
             self._source.interrupt()
 
@@ -264,12 +270,34 @@ class Registry:
         while True:
             await self._unkept.wait()
             self._unkept.clear()
-            try:
-                await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
-            except OSError as error:
-                log.error("what this agent has gone back from is kept for the next start later: %s", error)
-                self._unkept.set()
+            if not await self._keep_gone_back():
                 await asyncio.sleep(DISK_AGAIN_S)
+
+    async def _keep_gone_back(self) -> bool:
+        try:
+            await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
+        except OSError as error:
+            log.error("what this agent has gone back from is kept for the next start later: %s", error)
+            self._unkept.set()
+            return False
+        return True
+
+    async def _mind_deaths(self) -> None:
+        """Go back from a version that may be what the agent has died of, again and again."""
+        tried = [
+            trial.rollout
+            for trial in (self._desired.trials if self._desired else ())
+            if trial.rollout not in self._gone_back and aims.old_key(trial, self._own) is not None
+        ]
+        back = await asyncio.to_thread(self._lives.begin, tried)
+        if back:
+            log.error("back to the old version: %s", "; ".join(back.values()))
+            self._gone_back |= back
+            await self._keep_gone_back()
+
+    async def _live_on(self) -> None:
+        await asyncio.sleep(lives.ALIVE_S)
+        await asyncio.to_thread(self._lives.go_on)
 
     # What is done for it
 

@@ -2,6 +2,7 @@
 
     state/models/wanted.json           what the hub said last
     state/models/gone-back.json        the rollouts that this agent has gone back from, and why
+    state/models/starts.json           how often in a row it has begun with one and then died
     state/models/SHA256/               a package, unpacked
     state/models/SHA256.json           what it is; written when the package is whole
     state/models/.partial/SHA256       an archive of which not all has come
@@ -26,6 +27,8 @@ from shared import packages
 
 _WANTED: Final = "wanted.json"
 _GONE_BACK: Final = "gone-back.json"
+_STARTS: Final = "starts.json"
+_NOTES: Final = (_WANTED, _GONE_BACK, _STARTS)
 _PARTIAL: Final = ".partial"
 
 
@@ -45,7 +48,7 @@ class Shelf:
         """Every package that is whole, by SHA-256."""
         found: dict[str, plan.Stored] = {}
         for path in sorted(self._folder.glob("*.json")):
-            if path.name in (_WANTED, _GONE_BACK) or not self.folder(path.stem).is_dir():
+            if path.name in _NOTES or not self.folder(path.stem).is_dir():
                 continue
             with contextlib.suppress(msgspec.DecodeError):
                 one = msgspec.json.decode(path.read_bytes(), type=plan.Stored)
@@ -73,6 +76,16 @@ class Shelf:
         """Remember these, and no others."""
         _write(self._folder / _GONE_BACK, msgspec.json.encode(rollouts))
 
+    def starts(self) -> dict[str, int]:
+        """How often in a row the agent has begun with each rollout and then died, as far as is known."""
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode((self._folder / _STARTS).read_bytes(), type=dict[str, int])
+        return {}
+
+    def start(self, starts: Mapping[str, int]) -> None:
+        """Remember these, and no others."""
+        _write(self._folder / _STARTS, msgspec.json.encode(starts))
+
     def folder(self, sha256: str) -> Path:
         return self._folder / sha256
 
@@ -84,7 +97,7 @@ class Shelf:
         """Take away what a crash has left, and what has come of packages that nobody wants any more."""
         whole = self.stored()
         for path in self._folder.iterdir():
-            if path.name not in (_WANTED, _GONE_BACK, _PARTIAL) and path.name.partition(".")[0] not in whole:
+            if path.name not in (*_NOTES, _PARTIAL) and path.name.partition(".")[0] not in whole:
                 _remove(path)
         for path in (self._folder / _PARTIAL).iterdir():
             if path.name not in keep_partial or path.name in whole:

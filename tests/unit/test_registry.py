@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent import engine, runtime, settings
 from edge_agent import models as catalogues
-from edge_agent.registry import blocks, plan, registry, shelf, source, wanted
+from edge_agent.registry import blocks, lives, plan, registry, shelf, source, wanted
 from edge_agent.trials import trials as trying
 from shared import packages, topics
 from shared.rollouts import stages, trials
@@ -97,6 +97,34 @@ async def test_a_full_disk_does_not_forget_what_was_gone_back_from(
     assert here.gone_back() == {"r": "errors 50%"}
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    machine.close()
+
+
+async def life(tmp_path: Path, machine: engine.Engine, *, stops: bool = False) -> registry.Standing:
+    """An agent begins, and dies or `stops`; how it stood with its trial."""
+    one = registry.Registry(policy(tmp_path), machine, ())
+    await one.restore()
+    (standing,) = one.standings()
+    if stops:
+        running = asyncio.create_task(one.run())
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return standing
+
+
+async def test_an_agent_that_dies_again_and_again_goes_back(tmp_path: Path) -> None:
+    """What kills it leaves no result to judge by: after some deaths in a row the version is left, for good.
+    A stop is no death, nor does what was before it count."""
+    shelf.Shelf(tmp_path / "models", packages.LIMITS).desire(tried())
+    machine = engine.Engine(catalogues.Catalogue())
+    before = [await life(tmp_path, machine) for _ in range(lives.DEATHS - 1)]
+    await life(tmp_path, machine, stops=True)
+    again = [await life(tmp_path, machine) for _ in range(lives.DEATHS)]
+    assert {one.state for one in before + again} == {trials.State.WAITING}
+    for stops in (False, True, True):
+        back = await life(tmp_path, machine, stops=stops)
+        assert (back.state, "died 3 times" in back.reason) == (trials.State.ROLLED_BACK, True)
     machine.close()
 
 
