@@ -236,14 +236,13 @@ def _situation(rollout: rollouts.Rollout, scope: _Scope, counted: tallies.Sides)
 
 def said(members: Iterable[policy.Agent]) -> dict[str, rollouts.Said]:
     """By agent: what it has counted itself, if there is anything."""
-    found = {
-        str(member.place): rollouts.Said(
-            member.report.compared, member.report.agreed, member.report.life, member.report.unrecorded
-        )
-        for member in members
-        if member.report is not None
-    }
+    found = {str(member.place): _said(member.report) for member in members if member.report is not None}
     return {agent: its for agent, its in found.items() if its.compared or its.unrecorded}
+
+
+def _said(report: signals.TrialReport) -> rollouts.Said:
+    counts = max(0, report.compared), max(0, report.agreed)  # whatever an agent says, a count is one
+    return rollouts.Said(*counts, report.life, max(0, report.unrecorded))
 
 
 def _since(now: Mapping[str, rollouts.Said], before: Mapping[str, rollouts.Said]) -> rollouts.Said:

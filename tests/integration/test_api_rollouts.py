@@ -242,6 +242,20 @@ async def test_failures_that_no_result_tells_of_count(hub: Served) -> None:
     assert (await hub.client.get(address)).json()["progress"][1]["new_results"] == 2
 
 
+@pytest.mark.parametrize("count", [-5, 10**30])
+async def test_what_no_agent_can_have_counted_does_no_harm(hub: Served, count: int) -> None:
+    """One agent that has lost its mind leaves the rollout readable, and takes nothing from the others."""
+    await aim(hub, "1")
+    begun = await start(hub, stages=["internal/shadow", "100%"], gates=["agreement>=50%", "errors<=1%"])
+    said = {"compared": count, "agreed": count, "unrecorded": count}
+    await report(hub, PRESSES[0], begun, **said)
+    await report(hub, PRESSES[1], begun, compared=7, agreed=7)
+    answer = await hub.client.get(f"/v1/rollouts/{begun['rollout_id']}")
+    assert answer.status_code == 200
+    assert answer.json()["progress"][0]["new_results"] >= 7
+    await step(hub, begun, "promote")
+
+
 async def test_results_of_agents_that_are_not_exposed_are_no_evidence(hub: Served) -> None:
     """One that serves the version already by a target of its own passes no stage for the others."""
     await aim(hub, "1")

@@ -203,22 +203,6 @@ async def test_whatever_an_agent_says_can_be_written_down(connections: pool.Pool
     assert "(bad graph)" in ended.reason
 
 
-async def test_what_was_counted_for_a_rollout_goes_with_it(connections: pool.Pool) -> None:
-    """Its steps keep the evidence; what is counted for one that goes on stays."""
-    hub = Led(connections)
-    begun = await start(connections)
-    rows = b"SELECT count(*) FROM rollout_tallies"
-    await work(connections, begun, PRESSES[0])
-    async with leading(hub):
-        await hub.conductor.clear()
-        async with connections.connection() as connection:
-            assert await stores.scalar(connection, rows) == 1
-            await rollouts.take(connection, begun, rollouts.Kind.ROLLED_BACK, rollouts.By.OPERATOR, "no")
-        await hub.conductor.clear()
-    async with connections.connection() as connection:
-        assert await stores.scalar(connection, rows) == 0
-
-
 async def test_a_stage_that_takes_too_long_is_paused(connections: pool.Pool) -> None:
     """Patience is counted from the stage's beginning, by the store's clock."""
     hub = Led(connections)

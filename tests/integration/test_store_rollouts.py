@@ -343,6 +343,18 @@ async def test_only_agents_that_are_exposed_are_judged_by(connections: pool.Pool
     assert (none.new.items, none.old.items, none.results) == (0, 0, one.results)
 
 
+async def test_what_was_counted_for_a_rollout_goes_with_it(connections: pool.Pool) -> None:
+    """Its steps keep the evidence; what is counted for one that goes on stays."""
+    async with connections.connection() as connection:
+        found = await started(connection)
+        agent_id = await stores.agent(connection)
+        await apply.results(connection, agent_id, rows(3, "2"), await tallies.watched(connection))
+        assert await tallies.clear(connection) == 0
+        await rollouts.take(connection, found, rollouts.Kind.ROLLED_BACK, rollouts.By.OPERATOR, "no")
+        assert await tallies.clear(connection) == 1
+        assert not await counted(connection, found.rollout_id)
+
+
 async def test_what_was_compared_is_there_for_who_asks_for_it(connections: pool.Pool) -> None:
     """In a large fleet it is much, and those who ask every second have no use for it."""
     async with connections.connection() as connection:
