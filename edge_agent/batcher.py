@@ -95,14 +95,15 @@ class Batcher:
     def __contains__(self, task_id: bytes) -> bool:
         return task_id in self._entries
 
-    def offer(self, task: Waiting, now: float, *, again: bool = False) -> bool:
+    def offer(self, task: Waiting, now: float, *, anyway: bool = False) -> bool:
         """Let `task` wait here; False if there is no room. A task that waits here already stays as it is.
 
-        `again`: it was here before, and waits once more. There is room for it, for few run at one time.
+        `anyway`: for one that was here before and waits once more, or comes in another's place. Few are
+        beyond the capacity, for few run at one time.
         """
         if task.task_id in self._entries:
             return True
-        if self.full and not again:
+        if self.full and not anyway:
             return False
         ready_at = now + task.model.manifest.batching.max_delay_ms / 1000
         if task.not_after is not None and task.not_after <= ready_at:
@@ -282,9 +283,7 @@ class Batcher:
         line = self._lines.get(place)
         if line is None:
             line = self._lines[place] = waiting.Line()
-        if entry.task.seq > line.last[2]:
-            line.last = (*max(line.last[:2], entry.order[:2]), entry.task.seq)
-            entry.order = line.last
+        entry.order = line.order_of(entry.task)
         line.waiting.push((0.0, 0.0, entry.task.seq), entry)
         if line.head is not None and entry.task.seq < line.head.task.seq:
             self._stand_back(line)

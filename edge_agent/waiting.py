@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -82,6 +83,19 @@ class Line:
         self.last: Order = (-math.inf, -math.inf, -1)
         """The order of the youngest that was ever in it."""
 
+    def order_of(self, task: Waiting) -> Order:
+        """The order of a task that comes: no better than of those before it, no worse than those behind.
+
+        So whoever goes last of all is the last of its stream.
+        """
+        if task.seq > self.last[2]:
+            self.last = (*max(self.last[:2], task.order[:2]), task.seq)
+            return self.last
+        place = task.order[:2]  # it comes again, or late: that is seldom
+        place = max([place, *(one.order[:2] for one in self.waiting if one.task.seq < task.seq)])
+        place = min([place, *(one.order[:2] for one in self.waiting if one.task.seq > task.seq)])
+        return (*place, task.seq)
+
 
 class Group:
     """The waiting tasks of one model."""
@@ -105,6 +119,10 @@ class Heap:
         self._heap: list[tuple[Order, int, Entry]] = []
         self._pushed = 0
         self._gone = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All that are left, in no order."""
+        return (entry for _, _, entry in self._heap if not entry.gone)
 
     def push(self, key: Order, entry: Entry) -> None:
         self._pushed += 1  # of equal keys the first; entries themselves have no order

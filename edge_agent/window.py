@@ -56,7 +56,9 @@ class Window:
         """True while tasks may wait in the journal that are not here."""
         self._refilling = False
         self._ended_meanwhile: set[bytes] = set()
-        """Tasks that ended while the journal was being read, which may still show them, or changed."""
+        """Tasks that ended while the journal was being read, which may still show them."""
+        self._renewed_meanwhile: set[bytes] = set()
+        """Tasks that changed then: what is being read may be the older ones."""
         self._held: set[bytes] = set()
         """Tasks here only to be ended: nothing else may take them from the journal."""
         self._stuck: set[bytes] = set()
@@ -120,7 +122,7 @@ class Window:
         """A task that is here waits for its turn again."""
         self._replace(self._tasks[task.task_id], task)
         model = self._runs_on[task.task_id] = self._model(task)
-        self._batcher.offer(self._waiting(task, model), time.monotonic(), again=True)
+        self._batcher.offer(self._waiting(task, model), time.monotonic(), anyway=True)
         self._settle(task.task_id)
 
     def renew(self, before: records.Task, task: records.Task) -> None:
@@ -131,7 +133,7 @@ class Window:
             self._count(task, +1)
             self._behind = True
             if self._refilling:
-                self._ended_meanwhile.add(task.task_id)  # what is being read is the older one
+                self._renewed_meanwhile.add(task.task_id)
             return
         waits = self._batcher.cancel(task.task_id) is not None
         now = msgspec.structs.replace(
@@ -143,7 +145,7 @@ class Window:
         self._replace(held, now)
         if waits:
             model = self._runs_on[now.task_id] = self._model(now)
-            self._batcher.offer(self._waiting(now, model), time.monotonic(), again=True)
+            self._batcher.offer(self._waiting(now, model), time.monotonic(), anyway=True)
 
     def progressed(self, task_id: bytes, items_done: int) -> records.Task:
         """A task that runs has come so far; as it is now, under the newest of its attempts."""
@@ -224,10 +226,13 @@ class Window:
             if not is_all and self._catalogue.carrying:
                 # What is left may have come before what was found, and go behind it by its priority alone.
                 streaming = await self._journal.oldest(self._catalogue.carrying, limit)
-            found += streaming
         finally:
             self._refilling = False
-        ended, self._ended_meanwhile = self._ended_meanwhile, set()
+        renewed, self._renewed_meanwhile = self._renewed_meanwhile, set()
+        if renewed.isdisjoint(task.task_id for task in streaming):
+            found += streaming  # else none of them: those behind it must not be here before it
+        ended = self._ended_meanwhile | renewed
+        self._ended_meanwhile = set()
         if not is_all:
             self._behind = True
         for task in found:
@@ -258,7 +263,7 @@ class Window:
             del self._runs_on[worst.task_id]
             self._payload_bytes -= len(evicted.payload or b"")
             self._behind = True
-            self._batcher.offer(waiting, now)
+            self._batcher.offer(waiting, now, anyway=True)
         self._tasks[task.task_id] = task
         self._runs_on[task.task_id] = model
         self._payload_bytes += len(task.payload or b"")
@@ -278,7 +283,7 @@ class Window:
                 continue
             if self._batcher.cancel(task_id) is not None:  # or it runs
                 self._runs_on[task_id] = now
-                self._batcher.offer(self._waiting(task, now), time.monotonic(), again=True)
+                self._batcher.offer(self._waiting(task, now), time.monotonic(), anyway=True)
 
     def needs(self, key: models.Key) -> bool:
         """Whether a task waits or runs here that runs on that version, or may wait in the journal."""

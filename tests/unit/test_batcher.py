@@ -471,11 +471,11 @@ def test_a_stream_waits_for_the_end_of_what_runs() -> None:
     assert [one.seq for one in batch.tasks] == [1, 7, 2, 3]
     assert taken(made) == []
     for one in batch.tasks[2:]:  # those behind the one that is tried again
-        made.offer(one, 0.0, again=True)
+        made.offer(one, 0.0, anyway=True)
         made.settled(one)
     made.settled(batch.tasks[1])
     assert taken(made) == []
-    made.offer(batch.tasks[0], 0.0, again=True)
+    made.offer(batch.tasks[0], 0.0, anyway=True)
     made.settled(batch.tasks[0])
     assert taken(made) == [1, 2, 3, 4]
 
@@ -493,6 +493,21 @@ def test_the_next_of_a_stream_may_go_when_the_first_is_cancelled_or_evicted() ->
     assert made.evict_worst() == worst
     assert taken(made) == [2]
     assert made.depth == 0
+
+
+def test_of_a_stream_that_is_tried_again_the_last_makes_room() -> None:
+    """Its tasks stand behind one another as they did before, whatever their own priorities."""
+    made = full(of_stream(1, "a", priority=0), of_stream(2, "a", priority=9))
+    batch = made.take(0.0)
+    assert batch is not None
+    assert [one.seq for one in batch.tasks] == [1, 2]
+    for one in batch.tasks:
+        made.offer(one, 0.0, anyway=True)
+        made.settled(one)
+    worst = made.worst()
+    assert worst is not None
+    assert worst.seq == 2
+    assert taken(made) == [1, 2]
 
 
 def test_who_came_before_the_first_of_a_stream_takes_its_place() -> None:
@@ -528,7 +543,7 @@ def test_no_stream_is_ever_out_of_order(
         for one in batch.tasks:
             if one.stream in again or chance.random() < 0.2:
                 again.add(one.stream) if one.stream is not None else None
-                made.offer(one, 0.0, again=True)
+                made.offer(one, 0.0, anyway=True)
             else:
                 ended.append(one.seq)
                 if one.stream is not None:

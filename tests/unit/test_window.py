@@ -202,6 +202,37 @@ async def test_the_window_knows_that_more_waits_whatever_ends_while_it_looks(
     assert set(ran) == {task.task_id for task in waiting}
 
 
+async def test_who_takes_anothers_place_in_a_crowded_window_is_not_forgotten(
+    book: journal.Journal, catalogue: models.Catalogue
+) -> None:
+    """The window holds a task more than fit, for one was tried again."""
+    one = behind(book, catalogue, await book.counts())
+    waiting = [await journals.accept(book) for _ in range(SMALL + 1)]
+    one.offer(waiting[:1])
+    drained(one)
+    one.offer(waiting[1:])
+    one.retry(waiting[0].again())
+    urgent = await journals.accept(book, priority=9)
+    one.offer([urgent])
+    assert drained(one)[0] == urgent.task_id
+
+
+async def test_a_newer_lease_that_comes_while_the_window_is_filled_keeps_its_stream_out(
+    book: journal.Journal, carrying: models.Catalogue
+) -> None:
+    """What was read of that task is the older lease: nothing behind it is let in before it is read again."""
+    first = await journals.accept(book, model="counter")
+    await journals.accept(book, model="counter")
+
+    async def renew() -> None:
+        one.renew(first, msgspec.structs.replace(first, hub_attempt=2))
+
+    one = behind(Between(book, renew), carrying, await book.counts())
+    await one.refill()
+    assert drained(one) == []
+    assert one.wants_more
+
+
 @pytest.mark.parametrize("change", ["lease", "version"])
 async def test_what_is_offered_anew_keeps_its_place_in_a_full_window(
     book: journal.Journal, catalogue: models.Catalogue, tmp_path: Path, change: str
