@@ -162,12 +162,12 @@ class Rollouts(BaseModel):
     rollouts: list[Rollout] = Field(description="The active ones first, then those that ended last")
 
 
-def rollout(found: standing.Standing, now: datetime) -> Rollout:
-    """One rollout; `now` is what its waiting goes by."""
+def rollout(found: standing.Standing) -> Rollout:
+    """One rollout."""
     it, plan = found.rollout, found.rollout.plan
     reason = it.reason
     if found.situation is not None and it.state is rollouts.State.RUNNING:
-        reason = policy.decide(found.situation, now).reason
+        reason = policy.decide(found.situation, found.at).reason
     return Rollout.model_construct(
         rollout_id=it.name,
         model=plan.model,
@@ -189,10 +189,10 @@ def rollout(found: standing.Standing, now: datetime) -> Rollout:
     )
 
 
-def whole_rollout(found: standing.Standing, now: datetime) -> WholeRollout:
+def whole_rollout(found: standing.Standing) -> WholeRollout:
     members = found.situation.agents if found.situation else ()
     return WholeRollout.model_construct(
-        **dict(rollout(found, now)),
+        **dict(rollout(found)),
         agents=[_participant(member, found) for member in sorted(members, key=lambda member: member.place)],
         history=[_event(event) for event in found.events],
     )

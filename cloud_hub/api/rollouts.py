@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Response
@@ -35,10 +34,7 @@ async def list_rollouts(
     async with hub.connection() as connection:
         found = await rollouts.every(connection, model, state, limit)
         standings = await look(hub, connection, found)
-    now = datetime.now(UTC)
-    return rollout_view.Rollouts.model_construct(
-        rollouts=[rollout_view.rollout(one, now) for one in standings]
-    )
+    return rollout_view.Rollouts.model_construct(rollouts=[rollout_view.rollout(one) for one in standings])
 
 
 @router.post(
@@ -82,7 +78,7 @@ async def start(
         ) from None
     await hub.rollouts.refresh()
     response.headers["location"] = f"/v1/rollouts/{found.name}"
-    return rollout_view.whole_rollout(begun, datetime.now(UTC))
+    return rollout_view.whole_rollout(begun)
 
 
 @router.get(
@@ -94,7 +90,7 @@ async def get(hub: context.Dependency, rollout_id: Id) -> rollout_view.WholeRoll
     """How far its stages and its agents are, and every step so far with the evidence for it."""
     async with hub.connection() as connection:
         found = await _find(hub, connection, rollout_id)
-    return rollout_view.whole_rollout(found, datetime.now(UTC))
+    return rollout_view.whole_rollout(found)
 
 
 @router.post("/{rollout_id}/promote", summary="Go on to the next stage", responses=_STEPS)

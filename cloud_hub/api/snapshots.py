@@ -180,7 +180,7 @@ class Snapshots:
             found = await rollout_store.every(connection, limit=MOST_ROLLOUTS)
             under_way = sum(one.ended_at is None for one in found)
             standings = await rollouts.look(self._hub, connection, found[: under_way + ROLLOUTS])
-            self._rollouts = [rollout_view.rollout(one, datetime.now(UTC)) for one in standings]
+            self._rollouts = [rollout_view.rollout(one) for one in standings]
             ended = time.monotonic()
             self._look_again = ended + (ended - began) / COUNT_SHARE
         return self._rollouts

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Final
 
 from cloud_hub import fleet, leader
@@ -102,7 +101,7 @@ class Conductor:
     async def _decide(self, one: standing.Standing) -> bool:
         """Have the policy decide on a rollout, and do so; True if that was a step."""
         assert one.situation is not None  # it runs
-        decision = policy.decide(one.situation, datetime.now(UTC))
+        decision = policy.decide(one.situation, one.at)
         if decision.step is policy.Step.WAIT:
             return False
         kind = KINDS[decision.step]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import msgspec
@@ -56,6 +56,8 @@ class Standing:
     """A rollout, and how it stands."""
 
     rollout: rollouts.Rollout
+    at: datetime
+    """When that was, by PostgreSQL's clock."""
     situation: policy.Situation | None
     """What a decision rests on; None: it has ended."""
     progress: Sequence[Progress]
@@ -98,11 +100,12 @@ async def read(
     silent_after_s: float,
 ) -> list[Standing]:
     """How these rollouts stand, in their order. An agent not heard for `silent_after_s` is offline."""
+    at = await rollouts.now(connection)
     rollout_ids = [rollout.rollout_id for rollout in found]
     events = await rollouts.events(connection, rollout_ids)
     active = [rollout for rollout in found if rollout.ended_at is None]
     models = {rollout.plan.model for rollout in active}
-    fleet = await _fleet(connection, models, heard, silent_after_s) if active else []
+    fleet = await _fleet(connection, models, heard, silent_after_s, at) if active else []
 
     def gather() -> dict[bytes, _Scope]:
         return {rollout.rollout_id: _scope(rollout, fleet) for rollout in active}
@@ -118,6 +121,7 @@ async def read(
         return [
             _standing(
                 rollout,
+                at,
                 scopes.get(rollout.rollout_id),
                 counted.get(rollout.rollout_id),
                 events.get(rollout.rollout_id, []),
@@ -145,13 +149,17 @@ async def take(
 
 
 async def _fleet(
-    connection: pool.Connection, models: Container[str], heard: Heard, silent_after_s: float
+    connection: pool.Connection,
+    models: Container[str],
+    heard: Heard,
+    silent_after_s: float,
+    at: datetime,
 ) -> list[_Seen]:
     """The agents whose labels are known, with the targets of `models` that count for each."""
     aims = [aim for aim in await targets.every(connection) if aim.model in models]
     found = []
     for row in await agents.fleet(connection):
-        since_s = (datetime.now(UTC) - row.last_seen).total_seconds()
+        since_s = (at - row.last_seen).total_seconds()
         telemetry = row.telemetry
         if fresher := heard(row):
             since_s, telemetry = min(since_s, fresher[0]), fresher[1] or telemetry
@@ -191,6 +199,7 @@ def _scope(rollout: rollouts.Rollout, fleet: Sequence[_Seen]) -> _Scope:
 
 def _standing(
     rollout: rollouts.Rollout,
+    at: datetime,
     scope: _Scope | None,
     counted: tallies.Sides | None,
     events: Sequence[rollouts.Event],
@@ -199,12 +208,12 @@ def _standing(
     left = {event.stage: decode(event.evidence) for event in events if event.evidence is not None}
     progress = [left.get(stage, Progress(stage)) for stage in range(len(rollout.plan.stages))]
     if scope is None or counted is None:
-        return Standing(rollout, None, progress, {}, events)
+        return Standing(rollout, at, None, progress, {}, events)
     situation = _situation(rollout, scope, counted)
     for stage in range(rollout.stage, len(progress)):
         progress[stage] = Progress(stage, agents=_exposed(rollout, scope.seen, stage))
     progress[rollout.stage] = _now(situation)
-    return Standing(rollout, situation, progress, counted.results, events)
+    return Standing(rollout, at, situation, progress, counted.results, events)
 
 
 def _situation(rollout: rollouts.Rollout, scope: _Scope, counted: tallies.Sides) -> policy.Situation:

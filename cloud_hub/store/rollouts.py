@@ -205,6 +205,15 @@ async def moves(connection: pool.Connection, model: str, selector: str) -> bool:
     return row == (True,)
 
 
+async def now(connection: pool.Connection) -> datetime:
+    """By the clock that says since when a stage lasts."""
+    row = await (await connection.execute(_SQL["now"])).fetchone()
+    assert row is not None
+    (at,) = row
+    assert isinstance(at, datetime)
+    return at
+
+
 async def counts(connection: pool.Connection) -> dict[State, int]:
     """How many rollouts there are in each state."""
     found = await (await connection.execute(_SQL["counts"])).fetchall()

@@ -31,6 +31,9 @@ FROM rollouts
 WHERE ended_at IS NULL
 ORDER BY model;
 
+-- name: now
+SELECT now();
+
 -- name: counts
 SELECT state, count(*) FROM rollouts GROUP BY state;
 
