@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edge_agent import engine, loading, models, runtime, settings
-from edge_agent.registry import aims, blocks, lives, plan, shelf, source, wanted
+from edge_agent.registry import aims, blocks, partings, plan, shelf, source, wanted
 from shared import backoff, packages, signatures
 from shared.rollouts import stages, trials
 
@@ -81,13 +81,9 @@ class Registry:
         self._own = frozenset(own)
         limits = packages.Limits(max_bytes=self._settings.max_package_bytes)
         self._shelf = shelf.Shelf(Path(policy.state) / "models", limits)
-        self._lives = lives.Lives(self._shelf)
+        self._partings = partings.Partings(self._shelf)
         self._source = source.Source(policy.registry.url, self._settings.ca_file)
         self._desired: wanted.Desired | None = None
-        self._gone_back: dict[str, str] = {}
-        """The rollouts whose new version this agent has left by itself, and why."""
-        self._unkept = asyncio.Event()
-        """The disk has others."""
         self._aims = aims.Aims()
         self._etag: str | None = None
         self._stored: dict[str, plan.Stored] = {}
@@ -115,8 +111,8 @@ class Registry:
     async def restore(self) -> None:
         """Serve what is on disk already, without the hub."""
         self._desired = await asyncio.to_thread(self._shelf.desired)
-        self._gone_back = await asyncio.to_thread(self._shelf.gone_back)
-        await self._mind_deaths()
+        await self._partings.restore()
+        await self._partings.begin(self._tried())
         self._aim()
         await asyncio.to_thread(self._shelf.tidy, {one.sha256 for one in self._aims.all})
         self._stored = await asyncio.to_thread(self._shelf.stored)
@@ -131,10 +127,9 @@ class Registry:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ask(), name="registry: ask")
                 group.create_task(self._work(), name="registry: work")
-                group.create_task(self._remember(), name="registry: memory")
-                group.create_task(self._live_on(), name="registry: alive")
+                group.create_task(self._partings.run(), name="registry: partings")
         except asyncio.CancelledError:
-            self._lives.go_on()  # a stop is no death
+            self._partings.stop()
             raise
         finally:
             self._source.interrupt()
@@ -163,8 +158,7 @@ class Registry:
     def go_back(self, rollout: str, reason: str) -> None:
         """Serve the old version of a trial again, from this moment on until the hub ends the rollout; after a
         start as well, as soon as the disk has it."""
-        self._gone_back[rollout] = reason
-        self._unkept.set()
+        self._partings.add(rollout, reason)
         self._aim()
         self._changed.set()
         self.on_changed()
@@ -177,7 +171,7 @@ class Registry:
         block = self._blocks.get(new)
         reason = "" if block is None else block.reason
         state = self._state(now, new)
-        if (said := self._gone_back.get(trial.rollout)) is not None:
+        if (said := self._partings.reasons.get(trial.rollout)) is not None:
             told, reason = trials.State.ROLLED_BACK, said
         elif state not in (State.OWN, State.SERVED):
             told = trials.State(state.value)
@@ -254,50 +248,18 @@ class Registry:
                 await asyncio.to_thread(self._shelf.desire, answer.desired)
             except OSError as error:
                 log.error("what the hub wants cannot be kept for the next start: %s", error)
-            over = self._gone_back.keys() - {trial.rollout for trial in answer.desired.trials}
-            if over:
-                self._gone_back = {key: why for key, why in self._gone_back.items() if key not in over}
-                self._unkept.set()
+            self._partings.keep_only({trial.rollout for trial in answer.desired.trials})
 
     def _aim(self) -> None:
         """Work towards what the hub wants, but for what this agent has gone back from."""
         if self._desired is not None:
-            self._aims = aims.aims(self._desired, self._own, self._gone_back)
+            self._aims = aims.aims(self._desired, self._own, self._partings.reasons)
             self._engine.prefer(self._aims.preferred)
 
-    async def _remember(self) -> None:
-        """Keep what this agent has gone back from for the next start; a disk that fails is tried again."""
-        while True:
-            await self._unkept.wait()
-            self._unkept.clear()
-            if not await self._keep_gone_back():
-                await asyncio.sleep(DISK_AGAIN_S)
-
-    async def _keep_gone_back(self) -> bool:
-        try:
-            await asyncio.to_thread(self._shelf.go_back, dict(self._gone_back))
-        except OSError as error:
-            log.error("what this agent has gone back from is kept for the next start later: %s", error)
-            self._unkept.set()
-            return False
-        return True
-
-    async def _mind_deaths(self) -> None:
-        """Go back from a version that may be what the agent has died of, again and again."""
-        tried = [
-            trial.rollout
-            for trial in (self._desired.trials if self._desired else ())
-            if trial.rollout not in self._gone_back and aims.old_key(trial, self._own) is not None
-        ]
-        back = await asyncio.to_thread(self._lives.begin, tried)
-        if back:
-            log.error("back to the old version: %s", "; ".join(back.values()))
-            self._gone_back |= back
-            await self._keep_gone_back()
-
-    async def _live_on(self) -> None:
-        await asyncio.sleep(lives.ALIVE_S)
-        await asyncio.to_thread(self._lives.go_on)
+    def _tried(self) -> list[str]:
+        """The rollouts whose new version this agent can leave for an old one."""
+        wants = self._desired.trials if self._desired else ()
+        return [trial.rollout for trial in wants if aims.old_key(trial, self._own) is not None]
 
     # What is done for it
 

@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent import engine, runtime, settings
 from edge_agent import models as catalogues
-from edge_agent.registry import blocks, lives, plan, registry, shelf, source, wanted
+from edge_agent.registry import blocks, lives, partings, plan, registry, shelf, source, wanted
 from edge_agent.trials import trials as trying
 from shared import packages, topics
 from shared.rollouts import stages, trials
@@ -78,7 +78,7 @@ async def test_a_full_disk_does_not_forget_what_was_gone_back_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When there is room again it is written down, so that a later start does not try the version anew."""
-    monkeypatch.setattr(registry, "DISK_AGAIN_S", 0.01)
+    monkeypatch.setattr(partings, "DISK_AGAIN_S", 0.01)
     here = shelf.Shelf(tmp_path / "models", packages.LIMITS)
     here.desire(tried())
     machine = engine.Engine(catalogues.Catalogue())
